@@ -1,0 +1,102 @@
+package wire
+
+import "time"
+
+// The bounds that client, server and log share. Relations between them are asserted below at compile
+// time. Bounds that belong to a single package stand in that package's Options.
+const (
+	// KeyBytesMax is the longest key; keys are valid UTF-8 of 1 to KeyBytesMax bytes.
+	KeyBytesMax = 1024
+	// ValueBytesMax is the largest value of one key.
+	ValueBytesMax = 16 << 20
+	// ExtBytesMax is the largest extension block: its length is a u16.
+	ExtBytesMax = 1<<16 - 1
+	// FrameBodyBytesMax bounds what follows a frame header, as sent and after decompression. It holds the
+	// largest value, the largest key, a full extension block and the framing of a batch around them.
+	FrameBodyBytesMax = ValueBytesMax + 128<<10
+	// EntryBytesMax bounds one Raft entry: one largest frame body with its headers.
+	EntryBytesMax = FrameBodyBytesMax + EntryHeaderBytes + OpHeaderBytes
+	// HelloBytesMax bounds the body of HELLO and of its answer: it is read before anyone is known.
+	HelloBytesMax = 16 << 10
+	// CodecsMax bounds the codecs that a HELLO offers, ClientNameBytesMax the client's name in it.
+	CodecsMax          = 16
+	ClientNameBytesMax = 256
+	// MaxFrameMin is the smallest limit on answers that a client may set: an error with its text and its
+	// elements always fits.
+	MaxFrameMin = 4 << 10
+	// PingBytesMax bounds the payload that PING echoes.
+	PingBytesMax = 1 << 10
+	// MessageBytesMax bounds the text of an error answer.
+	MessageBytesMax = 1 << 10
+
+	// BatchOpsMax bounds the operations of one batch or transaction and the keys of one MULTIGET.
+	BatchOpsMax = 1 << 16
+	// PositionBits is the width of a mutation's place within its entry; see Revision.
+	PositionBits = 20
+	// EntryItemsMax bounds the mutations of one entry, the items of batches and transactions counted each
+	// (Request.Items): a mutation takes at most two positions, the expiry of the old record and the write.
+	EntryItemsMax = 1 << (PositionBits - 1)
+	// ConditionsMax bounds the conditions of one operation.
+	ConditionsMax = 64
+	// ConditionValueBytesMax is the longest value that ConditionValue compares: it travels in the
+	// extension block.
+	ConditionValueBytesMax = 32 << 10
+	// TagsMax, TagNameBytesMax and TagValueBytesMax bound the tags of one record.
+	TagsMax          = 64
+	TagNameBytesMax  = 64
+	TagValueBytesMax = 512
+	// ContentTypeBytesMax and EncodingBytesMax bound the hints kept with a value.
+	ContentTypeBytesMax = 256
+	EncodingBytesMax    = 64
+	// NamespaceBytesMax is the longest name of a namespace.
+	NamespaceBytesMax = 128
+	// TTLMsMax is the longest time to live: 100 years, so that deadlines never overflow.
+	TTLMsMax = 100 * 366 * 24 * 3600 * 1000
+
+	// ScanLimitMax bounds the items of one page, ScanBytesMax the bytes of its items. A page always holds
+	// at least the first item that there is, so it exceeds ScanBytesMax only when it holds that one alone.
+	// Zero in a request asks for the defaults.
+	ScanLimitMax     = 10_000
+	ScanLimitDefault = 1_000
+	ScanBytesMax     = 4 << 20
+	ScanBytesDefault = 1 << 20
+	// CursorBytesMax bounds an opaque cursor.
+	CursorBytesMax = KeyBytesMax + 128
+
+	// SessionWindow is how far a session's sequence numbers may run ahead of its acknowledgement floor:
+	// the answers that the state machine keeps for a session are at most this many.
+	SessionWindow = 8192
+	// SessionsMax bounds the sessions alive at once in one group.
+	SessionsMax = 1 << 16
+	// SessionReplayBytesMax is the largest result payload that is kept for a replay; a longer one is
+	// replayed as status and revision only, with FlagReplayed set on the answer.
+	SessionReplayBytesMax = 1 << 10
+	// SessionTTL is how long (in log time) a session lives after its last write.
+	SessionTTL = 10 * time.Minute
+
+	// ConnInflightMax and ConnInflightBytesMax are the credits of a connection: requests, and bytes of
+	// request bodies, that may be unanswered at once. Beyond them the answer is StatusBusy.
+	ConnInflightMax      = 16384
+	ConnInflightBytesMax = 64 << 20
+
+	// TimeoutDefault is a request's deadline when it carries none, TimeoutMax the longest that counts.
+	TimeoutDefault = 10 * time.Second
+	TimeoutMax     = 10 * time.Minute
+)
+
+// keptBytesMax is the most that the elements kept with a value take (Mutation.Kept): 6 bytes of head each.
+const keptBytesMax = TagsMax*(6+1+TagNameBytesMax+TagValueBytesMax) + 6 + ContentTypeBytesMax + 6 + EncodingBytesMax
+
+// Relations between the bounds: a negative difference does not compile.
+const (
+	_ = uint(FrameBodyBytesMax - ValueBytesMax - ExtBytesMax - KeyBytesMax)
+	_ = uint(EntryItemsMax - 4*BatchOpsMax)
+	// A page of one item of the largest key, ext and value, with its cursor.
+	_ = uint(FrameBodyBytesMax - ScanPageHeaderBytes - ItemHeaderBytes - ExtBytesMax - KeyBytesMax - ValueBytesMax - CursorBytesMax)
+	_ = uint(FrameBodyBytesMax - ScanBytesMax - ScanPageHeaderBytes - CursorBytesMax)
+	// The elements kept with a value and its meta fit one extension block: an answer can always be framed.
+	_ = uint(ExtBytesMax - keptBytesMax - 2 - MetaBytes)
+	_ = uint(MaxFrameMin - MessageBytesMax - 2048)
+	_ = uint(HelloBytesMax - MessageBytesMax - 1024)
+	_ = uint(ExtBytesMax - ConditionValueBytesMax - 4096)
+)

@@ -1,0 +1,113 @@
+package wire
+
+import "strconv"
+
+// Opcode names what a frame or an operation of a log entry asks for. An answer echoes the opcode of its
+// request.
+type Opcode uint8
+
+// Opcodes of frames. The high nibble groups them: 0 connection, 1 reads, 2 writes, 3 sessions, 4 watch,
+// 5 operations that only the server itself puts into the log.
+const (
+	OpHello Opcode = 0x01
+	// OpGoAway is sent by servers only; see AppendGoAway.
+	OpGoAway Opcode = 0x02
+	// OpPing answers with its payload; its id may be 0.
+	OpPing Opcode = 0x03
+	// OpCancel asks to give up the unanswered request that its payload names (u32 id). It is never
+	// answered itself: the final answer to the named request is its effect. Its own id is 0.
+	OpCancel Opcode = 0x04
+	// OpCredit is reserved: it will return flow-control credit of watches.
+	OpCredit Opcode = 0x05
+	// OpStatus answers with a JSON document about the node and its cluster.
+	OpStatus Opcode = 0x06
+
+	OpGet      Opcode = 0x10
+	OpExists   Opcode = 0x11
+	OpMultiGet Opcode = 0x12
+	OpScan     Opcode = 0x13
+	// OpCheck stands only inside a transaction: at least one condition, and no effect.
+	OpCheck Opcode = 0x14
+
+	OpPut    Opcode = 0x20
+	OpDelete Opcode = 0x21
+	OpBatch  Opcode = 0x22
+	OpTxn    Opcode = 0x23
+
+	OpSessionOpen  Opcode = 0x30
+	OpSessionClose Opcode = 0x31
+
+	// OpWatch and OpEvent are reserved for the change feed.
+	OpWatch Opcode = 0x40
+	OpEvent Opcode = 0x41
+
+	// OpExpire and OpInit occur only in log entries; a client that sends one gets StatusUnknownOp.
+	OpExpire Opcode = 0x50
+	OpInit   Opcode = 0x51
+)
+
+// String gives the name used in metrics and messages; an unknown opcode prints as a number.
+func (o Opcode) String() string {
+	switch o {
+	case OpHello:
+		return "hello"
+	case OpGoAway:
+		return "goaway"
+	case OpPing:
+		return "ping"
+	case OpCancel:
+		return "cancel"
+	case OpCredit:
+		return "credit"
+	case OpStatus:
+		return "status"
+	case OpGet:
+		return "get"
+	case OpExists:
+		return "exists"
+	case OpMultiGet:
+		return "multiget"
+	case OpScan:
+		return "scan"
+	case OpCheck:
+		return "check"
+	case OpPut:
+		return "put"
+	case OpDelete:
+		return "delete"
+	case OpBatch:
+		return "batch"
+	case OpTxn:
+		return "txn"
+	case OpSessionOpen:
+		return "session_open"
+	case OpSessionClose:
+		return "session_close"
+	case OpWatch:
+		return "watch"
+	case OpEvent:
+		return "event"
+	case OpExpire:
+		return "expire"
+	case OpInit:
+		return "init"
+	}
+	return "op_0x" + strconv.FormatUint(uint64(o), 16)
+}
+
+// IsWrite reports whether a client's request with this opcode goes through the log.
+func (o Opcode) IsWrite() bool {
+	switch o {
+	case OpPut, OpDelete, OpBatch, OpTxn, OpSessionOpen, OpSessionClose:
+		return true
+	}
+	return false
+}
+
+// requestable reports whether a client may ask for o once its connection is open.
+func (o Opcode) requestable() bool {
+	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus
+}
+
+// IsRead reports whether a client's request with this opcode reads the state without the log.
+func (o Opcode) IsRead() bool { return o == OpGet || o == OpExists || o == OpMultiGet || o == OpScan }
