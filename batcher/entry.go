@@ -1,0 +1,62 @@
+package batcher
+
+import (
+	"math"
+
+	"kvstore/wire"
+)
+
+// waiter is one operation's caller.
+type waiter struct {
+	to       wire.Completer
+	token    wire.Token
+	deadline int64 // on Options.Now's clock
+	end      int   // offset behind the operation in its entry
+}
+
+// entry is an entry under construction or in flight.
+type entry struct {
+	buf     []byte
+	waiters []waiter
+	// deadlineMin is the earliest deadline of its operations.
+	deadlineMin int64
+	proposedAt  int64
+}
+
+func newEntry(capacity int) *entry {
+	return &entry{buf: wire.AppendEntryHeader(make([]byte, 0, capacity)), deadlineMin: math.MaxInt64}
+}
+
+// add appends one operation.
+func (e *entry) add(op *wire.Op, body []byte, extLen, keyLen int, w waiter) {
+	e.buf = wire.AppendOp(e.buf, op, body, extLen, keyLen)
+	w.end = len(e.buf)
+	e.waiters = append(e.waiters, w)
+	e.deadlineMin = min(e.deadlineMin, w.deadline)
+}
+
+// dropLate takes out the operations whose deadline has passed and returns their waiters, to be told that
+// nothing happened. It copies only when there are some, which is rare.
+func (e *entry) dropLate(now int64) []waiter {
+	if e.deadlineMin > now {
+		return nil
+	}
+	var late []waiter
+	kept := e.waiters[:0]
+	begin, out := wire.EntryHeaderBytes, wire.EntryHeaderBytes
+	e.deadlineMin = math.MaxInt64
+	for _, w := range e.waiters {
+		op := e.buf[begin:w.end]
+		begin = w.end
+		if w.deadline <= now {
+			late = append(late, w)
+			continue
+		}
+		out += copy(e.buf[out:], op)
+		w.end = out
+		e.deadlineMin = min(e.deadlineMin, w.deadline)
+		kept = append(kept, w)
+	}
+	e.buf, e.waiters = e.buf[:out], kept
+	return late
+}
