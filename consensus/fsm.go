@@ -1,0 +1,139 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// StateMachine is what a group drives. Apply and ApplyConfiguration come from one goroutine, in log
+// order, without gaps other than entries that raft keeps to itself (no-ops, barriers). Durable,
+// WaitDurable, Witness and Applied may come from any goroutine, also while Apply runs.
+type StateMachine interface {
+	// Apply applies one committed command and returns the value for its proposer. It panics rather
+	// than fail: a replica that skips an entry diverges. data must not be changed; it may be kept.
+	Apply(index, term uint64, data []byte) any
+	// ApplyConfiguration records the raft configuration (encoded by raft.EncodeConfiguration) that was
+	// committed at index.
+	ApplyConfiguration(index, term uint64, configuration []byte)
+	// Durable returns the newest durable checkpoint, the single truth about what survives a crash; ok
+	// is false when there is none. After a start, everything above it is applied again.
+	Durable() (c Durable, ok bool)
+	// WaitDurable blocks until the durable checkpoint reaches index, forcing one, or until ctx ends.
+	// index is never above Applied.
+	WaitDurable(ctx context.Context, index uint64) error
+	// Witness tells that raft took a snapshot which the state at d.Index satisfies, with the
+	// configuration that was committed then, to be carried in a checkpoint. d.Index is durable already
+	// and never above Applied: raft may name its snapshot after a barrier, which the state machine never
+	// sees, but that name does not reach it. An error, also when ctx ends, gives this snapshot up: raft
+	// then keeps its log and tries again later.
+	Witness(ctx context.Context, d Durable) error
+	// Applied is the index of the last command or configuration applied, durable or not.
+	Applied() uint64
+}
+
+// Durable describes a durable checkpoint of the state machine.
+type Durable struct {
+	// Index and Term are those of the last entry that the checkpoint covers.
+	Index, Term uint64
+	// Configuration is the raft configuration as of Index, encoded by raft.EncodeConfiguration, and
+	// ConfigurationIndex the index that it was committed at.
+	Configuration      []byte
+	ConfigurationIndex uint64
+}
+
+// fsm adapts a StateMachine to raft.
+type fsm struct {
+	// Immutable.
+	sm              StateMachine
+	metrics         *Metrics
+	ctx             context.Context // ends when Close begins: no snapshot is waited for any longer
+	snapshotTimeout time.Duration
+
+	// Owned by raft's FSM goroutine.
+	last, lastTerm uint64 // the last entry handed to sm
+}
+
+var _ raft.BatchingFSM = (*fsm)(nil)
+
+// ApplyBatch implements raft.BatchingFSM. raft sends commands and configurations only.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	results := make([]any, len(logs))
+	for i, l := range logs {
+		results[i] = f.Apply(l)
+	}
+	return results
+}
+
+// Apply implements raft.FSM.
+func (f *fsm) Apply(l *raft.Log) any {
+	if l.Index <= f.last {
+		panic(fmt.Sprintf("BUG: entry %d after entry %d", l.Index, f.last))
+	}
+	f.last, f.lastTerm = l.Index, l.Term
+	switch l.Type {
+	case raft.LogCommand:
+		return f.sm.Apply(l.Index, l.Term, l.Data)
+	case raft.LogConfiguration:
+		f.sm.ApplyConfiguration(l.Index, l.Term, l.Data)
+		return nil
+	default:
+		panic(fmt.Sprintf("BUG: entry %d of type %v reached the state machine", l.Index, l.Type))
+	}
+}
+
+// Snapshot implements raft.FSM: it pins the entry that Persist must find durable. It costs nothing, so
+// Apply is not held up.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	s := &fsmSnapshot{fsm: f, index: f.sm.Applied(), term: f.lastTerm}
+	if s.index != f.last {
+		// Nothing was applied since the start but barriers: the state is that of the checkpoint.
+		d, ok := f.sm.Durable()
+		if !ok || d.Index != s.index {
+			return nil, fmt.Errorf("BUG: the state machine is at %d, its checkpoint at %d, the last entry it was handed was %d", s.index, d.Index, f.last)
+		}
+		s.term = d.Term
+	}
+	return s, nil
+}
+
+// Restore implements raft.FSM. Only followers receive state.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	return errors.Join(fmt.Errorf("cannot restore a snapshot: %w", errNoPeers), r.Close())
+}
+
+// fsmSnapshot is a promise that the state as of an entry is durable.
+type fsmSnapshot struct {
+	fsm         *fsm
+	index, term uint64
+}
+
+// Persist implements raft.FSMSnapshot. It writes nothing: the state is durable in the state machine.
+// raft deletes log entries only after it returns nil.
+func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	named, ok := sink.(*snapshotSink)
+	if !ok {
+		panic(fmt.Sprintf("BUG: snapshot sink is a %T", sink))
+	}
+	ctx, cancel := context.WithTimeout(s.fsm.ctx, s.fsm.snapshotTimeout)
+	defer cancel()
+	if err := s.fsm.sm.WaitDurable(ctx, s.index); err != nil {
+		return fmt.Errorf("cannot make index %d durable: %w", s.index, err)
+	}
+	// raft names the snapshot after the last entry that passed its FSM goroutine, which may be a barrier
+	// above s.index. A state machine that waited for that index would wait for the next write.
+	d := named.durable
+	d.Index, d.Term = s.index, s.term
+	if err := s.fsm.sm.Witness(ctx, d); err != nil {
+		return fmt.Errorf("cannot note the snapshot of index %d: %w", d.Index, err)
+	}
+	s.fsm.metrics.Snapshots.Add(1)
+	return nil
+}
+
+// Release implements raft.FSMSnapshot.
+func (s *fsmSnapshot) Release() {}

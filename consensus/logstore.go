@@ -1,0 +1,341 @@
+package consensus
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+)
+
+// seedKey is where the log's metadata keeps the seed of entryCodec.
+var seedKey = []byte("kvstore.entry-seed")
+
+// logStore is raft's LogStore: raft-wal made fail-stop, checked on every read, bounded in entry size
+// and in how long a write may take, and never compacted beyond the durable checkpoint.
+//
+// raft's main goroutine calls StoreLogs; the snapshot goroutine calls DeleteRange; any goroutine reads.
+type logStore struct {
+	// Immutable after openLogStore.
+	wal      *wal.WAL
+	dir      string
+	log      *slog.Logger
+	fault    *failStop
+	metrics  *Metrics
+	watch    *watchdog
+	entryMax int
+	bytesMax int64
+	// durable returns the index of the durable checkpoint.
+	durable func() (uint64, bool)
+	// full receives a token when bytesMax bytes were appended since the last compaction.
+	full chan struct{}
+	tail tailReport
+
+	// appended counts bytes since compacted() was called last.
+	appended atomic.Int64
+
+	// closeMu keeps close apart from calls under way: raft-wal answers a read that overlaps its Close
+	// with a nil dereference, and raft's gauge of the oldest entry reads from a goroutine of its own
+	// that nobody waits for.
+	closeMu sync.RWMutex
+	closed  bool // guarded by closeMu
+}
+
+// logStoreOptions are the parts of Options that the log needs, and its neighbours.
+type logStoreOptions struct {
+	dir          string
+	log          *slog.Logger
+	fault        *failStop
+	metrics      *Metrics
+	segmentBytes int
+	entryMax     int
+	bytesMax     int64
+	stall        time.Duration
+	vfs          types.VFS
+	meta         func(types.MetaStore) types.MetaStore
+	durable      func() (uint64, bool)
+}
+
+// openLogStore opens or creates the log in o.dir, which must exist and be locked by the caller.
+func openLogStore(o logStoreOptions) (*logStore, error) {
+	meta := codecMeta{o.meta(&metadb.BoltMetaDB{})}
+	opened := false
+	defer func() {
+		if !opened {
+			_ = meta.Close() // the error that matters is on its way already
+		}
+	}()
+	state, err := meta.Load(o.dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the log's metadata in %q: %w", o.dir, err)
+	}
+	codec, err := loadCodec(meta, len(state.Segments) > 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the log in %q: %w", o.dir, err)
+	}
+	tail, err := recoverTail(o.dir, meta, codec, o.log)
+	if err != nil {
+		return nil, fmt.Errorf("cannot recover the log in %q: %w", o.dir, err)
+	}
+	w, err := wal.Open(o.dir,
+		wal.WithCodec(codec),
+		wal.WithMetaStore(meta),
+		wal.WithSegmentFiler(codecFiler{segment.NewFiler(o.dir, o.vfs)}),
+		wal.WithSegmentSize(o.segmentBytes),
+		wal.WithLogger(newHCLog(o.log.With("part", "raft-wal"))),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the log in %q: %w", o.dir, err)
+	}
+	opened = true
+	// raft-wal syncs the directory with a file's first fsync, but not for a file that a crashed process
+	// had created and this one only found.
+	if err := syncDir(o.dir); err != nil {
+		_ = w.Close()
+		return nil, fmt.Errorf("cannot sync directory %q: %w", o.dir, err)
+	}
+	return &logStore{
+		wal: w, dir: o.dir, log: o.log, fault: o.fault, metrics: o.metrics,
+		watch:    newWatchdog(o.stall, "log", o.fault),
+		entryMax: o.entryMax, bytesMax: o.bytesMax, durable: o.durable,
+		full: make(chan struct{}, 1), tail: tail,
+	}, nil
+}
+
+// loadCodec reads the log's seed, or draws it for a log that has no segment yet.
+func loadCodec(meta types.MetaStore, exists bool) (*entryCodec, error) {
+	raw, err := meta.GetStable(seedKey)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) == 4 {
+		return &entryCodec{seed: binary.LittleEndian.Uint32(raw)}, nil
+	}
+	if exists || len(raw) != 0 {
+		return nil, fmt.Errorf("its metadata holds no entry seed (%d bytes): it was not written by this program, or is damaged", len(raw))
+	}
+	seed := make([]byte, 4)
+	if _, err := rand.Read(seed); err != nil {
+		return nil, err
+	}
+	if err := meta.SetStable(seedKey, seed); err != nil {
+		return nil, err
+	}
+	return &entryCodec{seed: binary.LittleEndian.Uint32(seed)}, nil
+}
+
+// IsMonotonic implements raft.MonotonicLogStore. raft-wal takes no gaps, so raft must empty the log
+// when it installs a snapshot. A lone voter never does either.
+func (s *logStore) IsMonotonic() bool { return true }
+
+// FirstIndex implements raft.LogStore.
+func (s *logStore) FirstIndex() (index uint64, err error) {
+	err = s.use(func() error { index, err = s.wal.FirstIndex(); return err })
+	return index, err
+}
+
+// LastIndex implements raft.LogStore.
+func (s *logStore) LastIndex() (index uint64, err error) {
+	err = s.use(func() error { index, err = s.wal.LastIndex(); return err })
+	return index, err
+}
+
+// use runs op on the open log.
+func (s *logStore) use(op func() error) error {
+	s.closeMu.RLock()
+	defer s.closeMu.RUnlock()
+	if s.closed {
+		return errStoreClosed
+	}
+	return op()
+}
+
+// GetLog implements raft.LogStore. It returns raft.ErrLogNotFound itself (raft compares by identity)
+// for an absent entry; any other failure stops the group, because raft would otherwise go on with a
+// log that it cannot read.
+func (s *logStore) GetLog(index uint64, out *raft.Log) error {
+	if err := s.fault.check(); err != nil {
+		return err
+	}
+	var l raft.Log
+	err := s.use(func() error { return s.wal.GetLog(index, &l) })
+	if err == nil && l.Index != index {
+		err = fmt.Errorf("%w: its place holds entry %d", errDamaged, l.Index)
+	}
+	switch {
+	case err == nil:
+		*out = l
+		return nil
+	case errors.Is(err, raft.ErrLogNotFound):
+		return raft.ErrLogNotFound
+	default:
+		return s.fault.fail(fmt.Errorf("cannot read log entry %d in %s: %w", index, s.segmentOf(index), err))
+	}
+}
+
+// segmentOf names the file that holds index, for messages.
+func (s *logStore) segmentOf(index uint64) string {
+	name := s.dir
+	files, err := os.ReadDir(s.dir) // sorted, and names begin with the first index
+	if err != nil {
+		return name
+	}
+	for _, f := range files {
+		var base, id uint64
+		if n, _ := fmt.Sscanf(f.Name(), "%020d-%016x.wal", &base, &id); n == 2 && base <= index {
+			name = filepath.Join(s.dir, f.Name())
+		}
+	}
+	return name
+}
+
+// StoreLog implements raft.LogStore.
+func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore: when it returns nil the entries are on disk. After a failure it
+// does not return before Close.
+func (s *logStore) StoreLogs(logs []*raft.Log) error {
+	if err := s.fault.check(); err != nil {
+		return err
+	}
+	bytes := 0
+	for _, l := range logs {
+		n := len(l.Data) + len(l.Extensions)
+		if n > s.entryMax {
+			return fmt.Errorf("cannot store log entry %d: %d bytes are more than %d", l.Index, n, s.entryMax)
+		}
+		bytes += n
+	}
+	start := time.Now()
+	s.watch.start()
+	err := s.use(func() error { return s.wal.StoreLogs(logs) })
+	s.watch.stop()
+	if errors.Is(err, wal.ErrSealed) {
+		err = fmt.Errorf("the next segment could not be created, most likely because the disk is full: %w", err)
+	}
+	if err != nil {
+		return s.fault.fail(fmt.Errorf("cannot append %d entries at %d to the log in %q: %w", len(logs), logs[0].Index, s.dir, err))
+	}
+	// The watchdog may have called Fatal while this write hung: what it stored is not acknowledged.
+	if err := s.fault.check(); err != nil {
+		return err
+	}
+	s.metrics.Append.Observe(time.Since(start))
+	s.metrics.AppendedEntries.Add(uint64(len(logs)))
+	s.metrics.AppendedBytes.Add(uint64(bytes))
+	if s.appended.Add(int64(bytes)) > s.bytesMax {
+		select {
+		case s.full <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// compacted restarts the count of bytes towards the next compaction.
+func (s *logStore) compacted() { s.appended.Store(0) }
+
+// DeleteRange implements raft.LogStore. A deletion at the head (compaction) is cut back to the durable
+// checkpoint whatever raft asks for: entries beyond it exist nowhere else. One that reaches the end of
+// the log replaces a tail that raft has given up (a conflict, an installed snapshot) and passes.
+func (s *logStore) DeleteRange(low, high uint64) error {
+	if err := s.fault.check(); err != nil {
+		return err
+	}
+	first, last, err := s.bounds()
+	if err != nil {
+		return err
+	}
+	if low <= first && high < last {
+		durable, ok := s.durable()
+		if !ok || durable < low {
+			s.log.Debug("kept the log: no durable checkpoint in the range", "from", low, "to", high, "durable_index", durable)
+			return nil
+		}
+		high = min(high, durable)
+	}
+	s.watch.start()
+	err = s.use(func() error { return s.wal.DeleteRange(low, high) })
+	s.watch.stop()
+	if err != nil {
+		return s.fault.fail(fmt.Errorf("cannot delete entries %d to %d from the log in %q: %w", low, high, s.dir, err))
+	}
+	return s.fault.check()
+}
+
+// bounds returns the first and last index, zeros for an empty log.
+func (s *logStore) bounds() (first, last uint64, err error) {
+	if first, err = s.FirstIndex(); err != nil {
+		return 0, 0, err
+	}
+	last, err = s.LastIndex()
+	return first, last, err
+}
+
+// close closes the log; it waits for calls under way. REQUIRES: fault.close was called, so that late
+// callers do no harm.
+func (s *logStore) close() error {
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	s.closed = true
+	if err := s.wal.Close(); err != nil {
+		return fmt.Errorf("cannot close the log in %q: %w", s.dir, err)
+	}
+	return nil
+}
+
+// codecMeta and codecFiler put the id of entryCodec into metadata and file headers. raft-wal v0.4.1
+// always writes the id of its own codec there and then refuses to reopen a log with any other.
+type codecMeta struct{ types.MetaStore }
+
+// CommitState implements types.MetaStore.
+func (m codecMeta) CommitState(s types.PersistentState) error {
+	segments := make([]types.SegmentInfo, len(s.Segments))
+	for i, info := range s.Segments {
+		info.Codec = entryCodecID
+		segments[i] = info
+	}
+	s.Segments = segments
+	return m.MetaStore.CommitState(s)
+}
+
+type codecFiler struct{ types.SegmentFiler }
+
+// Create implements types.SegmentFiler.
+func (f codecFiler) Create(info types.SegmentInfo) (types.SegmentWriter, error) {
+	info.Codec = entryCodecID
+	return f.SegmentFiler.Create(info)
+}
+
+// RecoverTail implements types.SegmentFiler.
+func (f codecFiler) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, error) {
+	info.Codec = entryCodecID
+	return f.SegmentFiler.RecoverTail(info)
+}
+
+// Open implements types.SegmentFiler.
+func (f codecFiler) Open(info types.SegmentInfo) (types.SegmentReader, error) {
+	info.Codec = entryCodecID
+	return f.SegmentFiler.Open(info)
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	return errors.Join(err, d.Close())
+}
