@@ -1,0 +1,370 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kvstore/wire"
+)
+
+// key serves one key: PUT, GET, HEAD, DELETE. escaped is the rest of the path as the client wrote it.
+func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wire.Opcode {
+	op, write := wire.OpGet, false
+	switch r.Method {
+	case http.MethodPut:
+		op, write = wire.OpPut, true
+	case http.MethodDelete:
+		op, write = wire.OpDelete, true
+	case http.MethodGet:
+	case http.MethodHead:
+		op = wire.OpExists
+	default:
+		methodNotAllowed(w, "GET, HEAD, PUT, DELETE")
+		return op
+	}
+	key, err := url.PathUnescape(escaped)
+	if err != nil {
+		refuse(w, write, wire.StatusBadRequest, "the key is not valid percent-encoding: "+err.Error())
+		return op
+	}
+	// Decoded once here: net/http's form would silently drop what it cannot parse.
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		refuse(w, write, wire.StatusBadRequest, "the query is malformed: "+err.Error())
+		return op
+	}
+	ext, ref := extensions(op, r.Header, query)
+	if ref != nil {
+		refuse(w, write, ref.Status, ref.Text)
+		return op
+	}
+	if r.Header.Get("Idempotency-Key") != "" && write {
+		refuse(w, write, wire.StatusUnsupported, "Idempotency-Key is not served by this version; nothing was changed: retry with conditions (If-Match, If-None-Match) instead")
+		return op
+	}
+	if len(ext) > wire.ExtBytesMax {
+		refuse(w, write, wire.StatusTooLarge, fmt.Sprintf("tags and conditions take %d bytes; at most %d", len(ext), wire.ExtBytesMax))
+		return op
+	}
+	if len(key) > wire.KeyBytesMax {
+		refuse(w, write, wire.StatusBadKey, fmt.Sprintf("key of %d bytes; at most %d", len(key), wire.KeyBytesMax))
+		return op
+	}
+	body := append(ext, key...)
+	if op == wire.OpPut {
+		var release func()
+		if body, release, ref = s.readBody(w, r, body); ref != nil {
+			refuse(w, write, ref.Status, ref.Text)
+			return op
+		}
+		defer release()
+	}
+	h := wire.Header{Op: op, ID: 1, ExtLen: uint16(len(ext)), KeyLen: uint16(len(key))}
+	var req wire.Request
+	if ref := wire.ParseRequest(&h, body, &req); ref != nil {
+		refuse(w, write, ref.Status, ref.Text)
+		return op
+	}
+	resp := s.do(r.Context(), &req)
+	switch op {
+	case wire.OpPut:
+		answerPut(w, &resp)
+	case wire.OpDelete:
+		answerDelete(w, &resp)
+	default:
+		answerGet(w, r, &resp)
+	}
+	return op
+}
+
+// readBody appends the request's body to prefix, within the value's limit and the server's budget. The
+// budget is returned by release.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte) (body []byte, release func(), ref *wire.Refusal) {
+	tooLarge := &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("the value exceeds %d bytes (16 MiB); nothing was changed", wire.ValueBytesMax)}
+	if r.ContentLength > wire.ValueBytesMax {
+		return nil, nil, tooLarge
+	}
+	reserve := r.ContentLength
+	if reserve < 0 {
+		reserve = wire.ValueBytesMax // of unknown length: reserve for the largest
+	}
+	if !s.bodies.TryAcquire(reserve) {
+		return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: "the bodies of requests in progress fill the server's budget; nothing was changed: try again after a pause"}
+	}
+	release = func() { s.bodies.Release(reserve) }
+	// A body that trickles in would hold its budget for ever.
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.o.BodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		release()
+		return nil, nil, &wire.Refusal{Status: wire.StatusRetryLater, Text: "the connection is gone"}
+	}
+	src := http.MaxBytesReader(w, r.Body, wire.ValueBytesMax)
+	if r.ContentLength > 0 {
+		// The length is a claim: begin with 64 KiB at most and grow with what arrives.
+		grown := make([]byte, len(prefix), len(prefix)+int(min(r.ContentLength, 64<<10))+1)
+		copy(grown, prefix)
+		prefix = grown
+	}
+	body, err := appendAll(prefix, src)
+	if err != nil {
+		release()
+		var limit *http.MaxBytesError
+		if errors.As(err, &limit) {
+			return nil, nil, tooLarge
+		}
+		return nil, nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "the body ended early; nothing was changed"}
+	}
+	return body, release, nil
+}
+
+// appendAll appends all of r to dst.
+func appendAll(dst []byte, r io.Reader) ([]byte, error) {
+	for {
+		if len(dst) == cap(dst) {
+			dst = append(dst, 0)[:len(dst)]
+		}
+		n, err := r.Read(dst[len(dst):cap(dst)])
+		dst = dst[:len(dst)+n]
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return dst, err
+		}
+	}
+}
+
+// extensions builds the extension block of a request on one key from its headers and query.
+func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refusal) {
+	bad := func(format string, a ...any) ([]byte, *wire.Refusal) {
+		return nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: fmt.Sprintf(format, a...)}
+	}
+	write := op == wire.OpPut || op == wire.OpDelete
+	var ext []byte
+	// In sorted order: the same request always becomes the same bytes.
+	for _, name := range slices.Sorted(maps.Keys(q)) {
+		values := q[name]
+		v := values[len(values)-1]
+		tag, isTag := strings.CutPrefix(name, "tag.")
+		switch {
+		case len(values) != 1:
+			return bad("query parameter %q is given %d times", name, len(values))
+		case name == "namespace":
+			if len(v) == 0 || len(v) > wire.NamespaceBytesMax {
+				return bad("namespace name of %d bytes; 1 to %d", len(v), wire.NamespaceBytesMax)
+			}
+			ext = wire.AppendExtString(ext, wire.ExtNamespace, v)
+		case name == "ttl_seconds" && op == wire.OpPut:
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil || n == 0 || n > wire.TTLMsMax/1000 {
+				return bad("ttl_seconds=%q is not a whole number from 1 to %d", v, uint64(wire.TTLMsMax/1000))
+			}
+			ext = wire.AppendExtU64(ext, wire.ExtTTL, n*1000)
+		case isTag && op == wire.OpPut:
+			if len(tag) == 0 || len(tag) > wire.TagNameBytesMax || len(v) > wire.TagValueBytesMax {
+				return bad("tag %q: a name has 1 to %d bytes of a-z 0-9 . _ -, a value at most %d", tag, wire.TagNameBytesMax, wire.TagValueBytesMax)
+			}
+			ext = wire.AppendExtTag(ext, tag, v)
+		case name == "consistency" && !write:
+			switch v {
+			case "linearizable":
+			case "stale":
+				ext = wire.AppendExtU8(ext, wire.ExtConsistency, 1)
+			default:
+				return bad("consistency=%q is neither linearizable nor stale", v)
+			}
+		case name == "revision" && !write:
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil || n == 0 {
+				return bad("revision=%q is not a revision", v)
+			}
+			ext = wire.AppendExtU64(ext, wire.ExtAtRevision, n)
+		default:
+			return bad("query parameter %q is not known to this request", name)
+		}
+	}
+	if op == wire.OpPut {
+		if v := h.Get("Content-Type"); v != "" {
+			if len(v) > wire.ContentTypeBytesMax {
+				return bad("Content-Type of %d bytes; at most %d", len(v), wire.ContentTypeBytesMax)
+			}
+			ext = wire.AppendExtString(ext, wire.ExtContentType, v)
+		}
+		if v := h.Get("Content-Encoding"); v != "" {
+			if len(v) > wire.EncodingBytesMax {
+				return bad("Content-Encoding of %d bytes; at most %d", len(v), wire.EncodingBytesMax)
+			}
+			ext = wire.AppendExtString(ext, wire.ExtEncoding, v)
+		}
+		if v := h.Get("X-KV-Checksum"); v != "" {
+			sum, ok := parseChecksum(v)
+			if !ok {
+				return bad("X-KV-Checksum %q is not xxh64= and 16 hex digits", v)
+			}
+			ext = wire.AppendExtU64(ext, wire.ExtChecksum, sum)
+		}
+	}
+	if write {
+		return conditions(ext, h)
+	}
+	return ext, nil
+}
+
+// conditions appends what If-Match and If-None-Match demand of a write.
+func conditions(ext []byte, h http.Header) ([]byte, *wire.Refusal) {
+	if v := strings.Join(h.Values("If-Match"), ","); v != "" {
+		if strings.TrimSpace(v) == "*" {
+			ext = wire.AppendExtCondition(ext, wire.ConditionExists, nil)
+		} else {
+			var versions []wire.Revision
+			for part := range strings.SplitSeq(v, ",") {
+				n, ok := parseETag(part)
+				if !ok {
+					// An ETag that we never gave out matches nothing: version 0 exists on no record.
+					n = 0
+				}
+				if versions = append(versions, n); len(versions) > wire.ConditionsMax {
+					return nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: fmt.Sprintf("If-Match lists more than %d versions", wire.ConditionsMax)}
+				}
+			}
+			ext = wire.AppendExtVersions(ext, versions...)
+		}
+	}
+	if v := strings.Join(h.Values("If-None-Match"), ","); v != "" {
+		if strings.TrimSpace(v) != "*" {
+			return nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "If-None-Match on a write takes only *: the key must not exist"}
+		}
+		ext = wire.AppendExtCondition(ext, wire.ConditionAbsent, nil)
+	}
+	return ext, nil
+}
+
+func parseChecksum(v string) (uint64, bool) {
+	digits, ok := strings.CutPrefix(v, "xxh64=")
+	if !ok || len(digits) != 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 16, 64)
+	return n, err == nil
+}
+
+// parseETag reads one strong ETag of ours.
+func parseETag(v string) (wire.Revision, bool) {
+	v = strings.TrimSpace(v)
+	if len(v) < 3 || v[0] != '"' || v[len(v)-1] != '"' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(v[1:len(v)-1], 10, 64)
+	return n, err == nil
+}
+
+func etag(v wire.Revision) string { return `"` + strconv.FormatUint(v, 10) + `"` }
+
+// version reads the payload of an answer to PUT and DELETE.
+func version(resp *wire.Response) (wire.Revision, bool) {
+	if len(resp.Payload) != wire.VersionBytes {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint64(resp.Payload), true
+}
+
+func answerPut(w http.ResponseWriter, resp *wire.Response) {
+	v, ok := version(resp)
+	if resp.Status != wire.StatusOK || !ok {
+		fail(w, true, resp)
+		return
+	}
+	w.Header().Set("ETag", etag(v))
+	writeJSON(w, http.StatusOK, "application/json", map[string]string{"version": strconv.FormatUint(v, 10)})
+}
+
+func answerDelete(w http.ResponseWriter, resp *wire.Response) {
+	v, ok := version(resp)
+	if (resp.Status != wire.StatusOK && resp.Status != wire.StatusNotFound) || !ok {
+		fail(w, true, resp)
+		return
+	}
+	writeJSON(w, http.StatusOK, "application/json", struct {
+		Deleted bool   `json:"deleted"`
+		Version string `json:"version"`
+	}{resp.Status == wire.StatusOK, strconv.FormatUint(v, 10)})
+}
+
+// answerGet writes a record: its bytes as they were stored, and all that is known of them as headers.
+func answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
+	if resp.Status != wire.StatusOK {
+		fail(w, false, resp)
+		return
+	}
+	h := w.Header()
+	var m wire.Meta
+	for ext := resp.Ext; len(ext) > 0; {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			break
+		}
+		ext = rest
+		switch t {
+		case wire.ExtMeta:
+			if wire.DecodeMeta(v, &m) != nil {
+				continue
+			}
+			h.Set("ETag", etag(m.Version))
+			h.Set("X-KV-Created-At", stamp(m.CreatedAt))
+			h.Set("X-KV-Updated-At", stamp(m.UpdatedAt))
+			if m.ExpiresAt != 0 {
+				h.Set("X-KV-Expires-At", stamp(m.ExpiresAt))
+			}
+			var sum [8]byte
+			binary.BigEndian.PutUint64(sum[:], m.Checksum)
+			h.Set("X-KV-Checksum", "xxh64="+hex.EncodeToString(sum[:]))
+		case wire.ExtContentType:
+			h.Set("Content-Type", headerText(v))
+		case wire.ExtEncoding:
+			h.Set("Content-Encoding", headerText(v))
+		case wire.ExtTag:
+			if name, value, err := wire.SplitTag(v); err == nil {
+				h.Set("X-KV-Tag-"+string(name), url.QueryEscape(string(value)))
+			}
+		}
+	}
+	if h.Get("Content-Type") == "" {
+		// Without this net/http would guess from the bytes.
+		h.Set("Content-Type", "application/octet-stream")
+	}
+	h.Set("X-Content-Type-Options", "nosniff")
+	for part := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
+		if v, ok := parseETag(strings.TrimPrefix(strings.TrimSpace(part), "W/")); ok && v == m.Version || strings.TrimSpace(part) == "*" {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	}
+	if r.Method == http.MethodHead {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	h.Set("Content-Length", strconv.Itoa(len(resp.Payload)))
+	w.Write(resp.Payload) // an error means that the client is gone
+}
+
+// stamp formats Unix microseconds.
+func stamp(us int64) string { return time.UnixMicro(us).UTC().Format(time.RFC3339Nano) }
+
+// headerText makes stored text safe for a header: a binary client may have stored anything.
+func headerText(v []byte) string {
+	return strings.Map(func(c rune) rune {
+		if c < 0x20 || c == 0x7f {
+			return ' '
+		}
+		return c
+	}, string(v))
+}

@@ -1,0 +1,82 @@
+package gateway
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"time"
+)
+
+// Check is the state of one thing that readiness depends on.
+type Check struct {
+	Name string
+	// Err is nil when all is well.
+	Err error
+}
+
+// Operations is what the operator's port shows.
+type Operations interface {
+	// Checks gives the checks of readiness, in a fixed order.
+	Checks() []Check
+	// WriteMetrics writes all metrics as Prometheus text.
+	WriteMetrics(w io.Writer) error
+}
+
+// NewOps builds the operator's port: /metrics, /livez, /readyz, /health and /debug/pprof.
+func NewOps(o Operations) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		b := bufio.NewWriterSize(w, 64<<10)
+		// An error of writing means that the scraper is gone.
+		if o.WriteMetrics(b) == nil {
+			b.Flush()
+		}
+	})
+	// Alive means that the process answers; it never fails for a lost quorum, or a supervisor would
+	// restart a node that can only wait.
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	ready := func(w http.ResponseWriter, r *http.Request) { readyz(w, r, o.Checks()) }
+	mux.HandleFunc("GET /readyz", ready)
+	mux.HandleFunc("GET /health", ready)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerBytesMax}
+}
+
+// readyz answers 200 when every check passes, else 503. ?exclude=NAME leaves a check out, ?verbose lists
+// them.
+func readyz(w http.ResponseWriter, r *http.Request, checks []Check) {
+	q := r.URL.Query()
+	status := http.StatusOK
+	for _, c := range checks {
+		if c.Err != nil && !slices.Contains(q["exclude"], c.Name) {
+			status = http.StatusServiceUnavailable
+		}
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	if _, verbose := q["verbose"]; verbose || status != http.StatusOK {
+		for _, c := range checks {
+			switch {
+			case slices.Contains(q["exclude"], c.Name):
+				fmt.Fprintf(w, "[+] %s excluded: ok\n", c.Name)
+			case c.Err != nil:
+				fmt.Fprintf(w, "[-] %s failed: %v\n", c.Name, c.Err)
+			default:
+				fmt.Fprintf(w, "[+] %s ok\n", c.Name)
+			}
+		}
+	}
+	if status == http.StatusOK {
+		fmt.Fprintln(w, "ok")
+	} else {
+		fmt.Fprintln(w, "not ready")
+	}
+}

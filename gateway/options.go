@@ -1,0 +1,79 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"kvstore/wire"
+)
+
+// Service executes requests. It is what all doors share; node implements it.
+type Service interface {
+	// Do executes r and waits for its answer. The answer's slices belong to the caller. When ctx ends
+	// first it answers StatusTooLate for a read and StatusTimeout, whose outcome is unknown, for a write.
+	Do(ctx context.Context, principal any, r *wire.Request) wire.Response
+}
+
+// Options configures the REST server. Zero values mean the defaults.
+type Options struct {
+	// Service executes the requests. Required.
+	Service Service
+	// Principal speaks for every caller.
+	Principal any
+	// Logger gets the server's own complaints. Default slog.Default().
+	Logger *slog.Logger
+	// BodyBytesMax bounds the bytes of bodies held at once, over all requests. Default 256 MiB: sixteen
+	// largest values. Beyond it writes are refused with 503.
+	BodyBytesMax int64
+	// BodyTimeout bounds how long a body may take to arrive. Default 60 s.
+	BodyTimeout time.Duration
+	// RequestTimeout is the deadline of a request. Default wire.TimeoutDefault.
+	RequestTimeout time.Duration
+}
+
+const (
+	bodyBytesMaxDefault = 256 << 20
+	bodyTimeoutDefault  = 60 * time.Second
+	headerBytesMax      = 64 << 10
+)
+
+// Server is the REST door.
+type Server struct {
+	// Immutable after New.
+	o      Options
+	bodies *semaphore.Weighted
+
+	stats requestStats
+}
+
+// New builds a REST door; it is an http.Handler.
+func New(o Options) *Server {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.BodyBytesMax == 0 {
+		o.BodyBytesMax = bodyBytesMaxDefault
+	}
+	if o.BodyTimeout == 0 {
+		o.BodyTimeout = bodyTimeoutDefault
+	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = wire.TimeoutDefault
+	}
+	return &Server{o: o, bodies: semaphore.NewWeighted(o.BodyBytesMax)}
+}
+
+// HTTPServer wraps the door in an http.Server with the deadlines of this package.
+func (s *Server) HTTPServer() *http.Server {
+	return &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    headerBytesMax,
+		ErrorLog:          slog.NewLogLogger(s.o.Logger.Handler(), slog.LevelDebug),
+	}
+}

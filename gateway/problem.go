@@ -1,0 +1,117 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"net/http"
+	"strconv"
+
+	"kvstore/wire"
+)
+
+// problem is the body of every error: RFC 9457 problem details with three members of ours.
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	// Code is the stable code of the status table, such as KV-3001.
+	Code string `json:"code"`
+	// Retryable: the same request may be sent again without harm.
+	Retryable bool `json:"retryable"`
+	// Applied says of a write whether it happened: "no" or "unknown".
+	Applied string `json:"applied,omitempty"`
+	// Failed lists the conditions that did not hold.
+	Failed []wire.FailedCondition `json:"failed,omitempty"`
+}
+
+// httpStatus maps a status to HTTP. 503 and 429 mean that a write was not applied; an outcome that can't
+// be known is 504.
+func httpStatus(st wire.Status) int {
+	switch st {
+	case wire.StatusOK:
+		return http.StatusOK
+	case wire.StatusNotFound:
+		return http.StatusNotFound
+	case wire.StatusConditionFailed:
+		return http.StatusPreconditionFailed
+	case wire.StatusLimited:
+		return http.StatusTooManyRequests
+	case wire.StatusTooLarge, wire.StatusReplyFull:
+		return http.StatusRequestEntityTooLarge
+	case wire.StatusUnauthenticated:
+		return http.StatusUnauthorized
+	case wire.StatusDenied:
+		return http.StatusForbidden
+	case wire.StatusCompacted:
+		return http.StatusGone
+	case wire.StatusNoNamespace:
+		return http.StatusNotFound
+	case wire.StatusChecksum, wire.StatusSessionExpired, wire.StatusSessionStale:
+		return http.StatusUnprocessableEntity
+	case wire.StatusDamaged:
+		return http.StatusInternalServerError
+	case wire.StatusSessionsTooMany:
+		return http.StatusServiceUnavailable
+	}
+	switch st.Class() {
+	case wire.ClassRetry:
+		return http.StatusServiceUnavailable
+	case wire.ClassRefused:
+		return http.StatusBadRequest
+	default:
+		return http.StatusGatewayTimeout
+	}
+}
+
+// fail answers with a problem. write says that the request was one that changes something.
+func fail(w http.ResponseWriter, write bool, r *wire.Response) {
+	info := r.Status.Info()
+	p := problem{
+		Type:      "about:blank",
+		Title:     info.Name,
+		Status:    httpStatus(r.Status),
+		Detail:    info.Message,
+		Code:      info.Code,
+		Retryable: r.Status.Retryable(),
+	}
+	if write || p.Status >= http.StatusInternalServerError {
+		p.Applied = r.Status.Applied()
+	}
+	if r.Status == wire.StatusConditionFailed {
+		if failed, err := wire.DecodeFailed(r.Payload); err == nil {
+			p.Failed = failed
+		}
+	} else if len(r.Payload) != 0 && r.Status.Class() != wire.ClassResult {
+		p.Detail = string(r.Payload)
+	}
+	for ext := r.Ext; len(ext) > 0; {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			break
+		}
+		ext = rest
+		if t == wire.ExtRetryAfter && len(v) == 4 {
+			// Whole seconds is all that the header can say: round up.
+			w.Header().Set("Retry-After", strconv.Itoa(int((binary.LittleEndian.Uint32(v)+999)/1000)))
+		}
+	}
+	writeJSON(w, p.Status, "application/problem+json", p)
+}
+
+// refuse answers with a refusal of the gateway's own.
+func refuse(w http.ResponseWriter, write bool, st wire.Status, text string) {
+	fail(w, write, &wire.Response{Status: st, Payload: []byte(text)})
+}
+
+// writeJSON writes v. An error of writing means that the client is gone: there is nobody to tell.
+func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("BUG: cannot encode an answer of our own: " + err.Error())
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
+	w.WriteHeader(status)
+	w.Write(append(b, '\n'))
+}
