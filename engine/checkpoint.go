@@ -1,0 +1,389 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"kvstore/internal/record"
+)
+
+// Checkpoint is what a node knows to be on disk: everything up to Index, and nothing is claimed above it.
+type Checkpoint struct {
+	// Generation names the directory (gen-<Generation>) that holds the state.
+	Generation uint64
+	// Index and Term are those of the last log entry that is durable here; 0 when nothing is.
+	Index, Term uint64
+	// TS is the store's timestamp of that entry: base + Index.
+	TS uint64
+	// Time is the log time T of that entry, Unix µs.
+	Time int64
+	// Fence bounds what may have been dropped: the state is complete at every ts >= Fence. Fence <= TS.
+	Fence uint64
+	// Configuration is the newest cluster configuration at or below Index, as the log brought it, and
+	// ConfigurationIndex the index that brought it. Empty and 0 when none did.
+	Configuration      []byte
+	ConfigurationIndex uint64
+	// Witness fields are those of the newest Raft snapshot that this state is known to reach.
+	WitnessIndex, WitnessTerm uint64
+	WitnessConfiguration      []byte
+	WitnessConfigurationIndex uint64
+	// Marker is the state machine's marker of Index. The store holds the same bytes at TS.
+	Marker []byte
+}
+
+// CheckpointLayout of the payload, integers little-endian; the record layer adds length and CRC:
+//
+//	0 u8 format | 1 3×0 | 4 u64 generation | 12 u64 index | 20 u64 term | 28 u64 ts | 36 i64 time
+//	44 u64 fence | 52 u64 configuration index | 60 u64 witness index | 68 u64 witness term
+//	76 u64 witness configuration index | 84 u32+bytes configuration | u32+bytes witness configuration
+//	u32+bytes marker
+const (
+	checkpointFormat     = 1
+	checkpointFixedBytes = 84
+
+	// checkpointBytesMax bounds the file: configurations of a thousand members fit a hundred times.
+	checkpointBytesMax = 16 << 20
+
+	checkpointFile = "CHECKPOINT"
+)
+
+// errCheckpointFormat says that a checkpoint is whole but of a format that this build doesn't read. It is
+// no damage: a newer build wrote it.
+var errCheckpointFormat = errors.New("checkpoint has an unknown format")
+
+// errCheckpointPayload says that the bytes of a checkpoint contradict each other.
+var errCheckpointPayload = errors.New("checkpoint is malformed")
+
+func appendCheckpoint(dst []byte, cp *Checkpoint) []byte {
+	dst = append(dst, checkpointFormat, 0, 0, 0)
+	for _, v := range [...]uint64{
+		cp.Generation, cp.Index, cp.Term, cp.TS, uint64(cp.Time), cp.Fence,
+		cp.ConfigurationIndex, cp.WitnessIndex, cp.WitnessTerm, cp.WitnessConfigurationIndex,
+	} {
+		dst = binary.LittleEndian.AppendUint64(dst, v)
+	}
+	for _, b := range [...][]byte{cp.Configuration, cp.WitnessConfiguration, cp.Marker} {
+		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(b)))
+		dst = append(dst, b...)
+	}
+	return dst
+}
+
+// decodeCheckpoint reads what appendCheckpoint wrote. The slices are copies. Errors: errCheckpointFormat,
+// errCheckpointPayload.
+func decodeCheckpoint(b []byte) (Checkpoint, error) {
+	if len(b) > 0 && b[0] != checkpointFormat {
+		return Checkpoint{}, fmt.Errorf("%w: %d, this build reads %d", errCheckpointFormat, b[0], checkpointFormat)
+	}
+	if len(b) < checkpointFixedBytes || b[1]|b[2]|b[3] != 0 {
+		return Checkpoint{}, fmt.Errorf("%w: %d bytes", errCheckpointPayload, len(b))
+	}
+	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
+	cp := Checkpoint{
+		Generation: u64(4), Index: u64(12), Term: u64(20), TS: u64(28), Time: int64(u64(36)), Fence: u64(44),
+		ConfigurationIndex: u64(52), WitnessIndex: u64(60), WitnessTerm: u64(68), WitnessConfigurationIndex: u64(76),
+	}
+	rest := b[checkpointFixedBytes:]
+	for _, field := range [...]*[]byte{&cp.Configuration, &cp.WitnessConfiguration, &cp.Marker} {
+		if len(rest) < 4 {
+			return Checkpoint{}, fmt.Errorf("%w: a length is missing", errCheckpointPayload)
+		}
+		n := uint64(binary.LittleEndian.Uint32(rest))
+		if uint64(len(rest)-4) < n {
+			return Checkpoint{}, fmt.Errorf("%w: a field of %d bytes where %d are left", errCheckpointPayload, n, len(rest)-4)
+		}
+		if n > 0 {
+			*field = append([]byte(nil), rest[4:4+n]...)
+		}
+		rest = rest[4+n:]
+	}
+	switch {
+	case len(rest) > 0:
+		return Checkpoint{}, fmt.Errorf("%w: %d bytes behind its end", errCheckpointPayload, len(rest))
+	case cp.Generation == 0, cp.Fence > cp.TS, cp.TS < cp.Index, cp.ConfigurationIndex > cp.Index, cp.WitnessIndex > cp.Index,
+		(cp.Index > 0) != (len(cp.Marker) > 0):
+		return Checkpoint{}, fmt.Errorf("%w: its numbers contradict each other: %+v", errCheckpointPayload, cp)
+	}
+	return cp, nil
+}
+
+// readCheckpoint reads the checkpoint of a group. found is false when there is none. Damage is
+// ErrDamaged.
+func readCheckpoint(dir string) (cp Checkpoint, found bool, err error) {
+	path := filepath.Join(dir, checkpointFile)
+	payload, err := record.ReadFile(path, checkpointBytesMax)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return Checkpoint{}, false, nil
+	case errors.Is(err, record.ErrTorn), errors.Is(err, record.ErrCorrupt), errors.Is(err, record.ErrTooLarge):
+		return Checkpoint{}, false, damaged("the checkpoint cannot be read", err)
+	case err != nil:
+		return Checkpoint{}, false, err
+	}
+	cp, err = decodeCheckpoint(payload)
+	switch {
+	case errors.Is(err, errCheckpointFormat):
+		return Checkpoint{}, false, fmt.Errorf("cannot read %q: %w", path, err)
+	case err != nil:
+		return Checkpoint{}, false, damaged("the checkpoint cannot be read", err)
+	}
+	return cp, true, nil
+}
+
+// durable returns the newest checkpoint; ok is false when nothing is durable yet.
+func (s *store) durable() (cp Checkpoint, ok bool) {
+	cp = *s.last.Load()
+	return cp, cp.Index > 0
+}
+
+// checkpointNow makes everything that is published at the call durable and returns when it is. Errors:
+// ctx's, ErrClosed, the failure of the store.
+func (s *store) checkpointNow(ctx context.Context) error {
+	return s.waitDurable(ctx, s.current().index)
+}
+
+// waitDurable returns when a checkpoint of index or above is on disk; it asks for one at once. An index
+// that is not applied yet is waited for. Errors: ctx's, ErrClosed, the failure of the store.
+func (s *store) waitDurable(ctx context.Context, index uint64) error {
+	return s.waitCheckpoint(ctx, func(cp *Checkpoint) bool { return cp.Index >= index })
+}
+
+// witness records, durably, that this state reaches the Raft snapshot (index, term, configuration): after a
+// restart Raft need not restore it. It waits for a checkpoint of index first. An older witness than the
+// recorded one changes nothing. Errors: those of waitDurable.
+func (s *store) witness(ctx context.Context, index, term uint64, configuration []byte, configurationIndex uint64) error {
+	if err := s.waitDurable(ctx, index); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.witnessNext == nil || s.witnessNext.WitnessIndex < index {
+		s.witnessNext = &Checkpoint{
+			WitnessIndex: index, WitnessTerm: term,
+			WitnessConfiguration:      append([]byte(nil), configuration...),
+			WitnessConfigurationIndex: configurationIndex,
+		}
+	}
+	s.mu.Unlock()
+	return s.waitCheckpoint(ctx, func(cp *Checkpoint) bool { return cp.WitnessIndex >= index })
+}
+
+// waitCheckpoint waits until the last checkpoint satisfies reached, asking for new ones until then.
+func (s *store) waitCheckpoint(ctx context.Context, reached func(cp *Checkpoint) bool) error {
+	for {
+		s.mu.Lock()
+		advanced := s.advanced
+		s.mu.Unlock()
+		// Looked at after advanced was taken: what happens from here on closes it.
+		if reached(s.last.Load()) {
+			return nil
+		}
+		if err := s.failure(); err != nil {
+			return err
+		}
+		s.wantCheckpoint()
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return fmt.Errorf("cannot wait for the checkpoint: %w", ctx.Err())
+		case <-s.done:
+			if reached(s.last.Load()) {
+				return nil
+			}
+			if err := s.failure(); err != nil {
+				return err // it ended because of that
+			}
+			return ErrClosed
+		}
+	}
+}
+
+// wantCheckpoint asks for a checkpoint ahead of its interval. It never blocks.
+func (s *store) wantCheckpoint() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// addBytesWritten counts what a commit stored and asks for a checkpoint when much has gathered.
+func (s *store) addBytesWritten(n int64) {
+	if s.bytesWritten.Add(n)-s.checkpointedBytes.Load() >= s.o.CheckpointBytes {
+		s.wantCheckpoint()
+	}
+}
+
+// checkpointer makes checkpoints until close. See openStore for its owner and end.
+func (s *store) checkpointer() {
+	defer close(s.done)
+	ticker := time.NewTicker(s.o.CheckpointInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.kick:
+		case <-ticker.C:
+		}
+		if s.failed.Load() != nil {
+			return
+		}
+		if err := s.checkpoint(); err != nil {
+			// After a failed fdatasync nobody knows which pages are on disk, and a second one that succeeds
+			// proves nothing.
+			s.fail(err)
+			return
+		}
+	}
+}
+
+// checkpoint makes the newest published point durable, unless it is, and moves the fence.
+//
+// The order is the proof (DESIGN.md has it case by case):
+//  1. Take the point. All its writes are in memtables, or in tables that Badger made durable itself.
+//  2. List the memtable logs. One that is created after the listing holds only later entries. One that is
+//     gone was flushed: Badger removes a log only when its table and its MANIFEST entry are synced.
+//  3. fdatasync each listed log that may have changed.
+//  4. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
+//  5. Replace CHECKPOINT.
+//
+// REQUIRES: caller is the checkpointer.
+func (s *store) checkpoint() error {
+	start := time.Now()
+	p := s.newest.Load()
+	s.mu.Lock()
+	witness := s.witnessNext
+	s.mu.Unlock()
+	last := s.last.Load()
+	if p.index == last.Index && (witness == nil || witness.WitnessIndex <= last.WitnessIndex) {
+		s.advanceFence()
+		return nil
+	}
+	if p.index > last.Index {
+		if err := s.syncMemtables(); err != nil {
+			return fmt.Errorf("cannot make entry %d durable: %w", p.index, err)
+		}
+	}
+	cp := *last
+	if witness != nil && witness.WitnessIndex > last.WitnessIndex {
+		cp.WitnessIndex, cp.WitnessTerm = witness.WitnessIndex, witness.WitnessTerm
+		cp.WitnessConfiguration, cp.WitnessConfigurationIndex = witness.WitnessConfiguration, witness.WitnessConfigurationIndex
+	}
+	cp.Index, cp.Term, cp.TS, cp.Time = p.index, p.term, p.ts, p.time
+	cp.Configuration, cp.ConfigurationIndex, cp.Marker = p.configuration, p.configurationIndex, p.marker
+	cp.Fence = s.history.advance(p)
+	if s.o.hooks.beforeCheckpointRename != nil {
+		s.o.hooks.beforeCheckpointRename(cp)
+	}
+	if err := writeCheckpoint(s.dir, &cp); err != nil {
+		return err
+	}
+	s.last.Store(&cp)
+	s.checkpointedBytes.Store(p.bytes)
+	s.metrics.checkpoints.Add(1)
+	s.metrics.checkpoint.Observe(time.Since(start))
+	s.advanceFence()
+	s.broadcast()
+	return nil
+}
+
+func writeCheckpoint(dir string, cp *Checkpoint) error {
+	path := filepath.Join(dir, checkpointFile)
+	if err := record.WriteFileAtomic(path, appendCheckpoint(nil, cp), 0o600); err != nil {
+		return fmt.Errorf("cannot write checkpoint %d: %w", cp.Index, err)
+	}
+	return nil
+}
+
+// memSuffix ends the names of memtable logs; the part before is a number of at least five digits that
+// only grows.
+const memSuffix = ".mem"
+
+// syncMemtables makes every write that was committed before the call durable.
+//
+// Only the log with the highest number is written to: Badger's one writer creates the next log and never
+// returns to the one before. So a log beside which the listing shows a higher one gets no more writes,
+// and once it is synced after that listing it never has to be synced again.
+func (s *store) syncMemtables() error {
+	files, err := os.ReadDir(s.genDir)
+	if err != nil {
+		return err
+	}
+	newest := ""
+	present := make(map[string]struct{}, len(files))
+	for _, f := range files {
+		name := f.Name()
+		if !strings.HasSuffix(name, memSuffix) {
+			continue
+		}
+		present[name] = struct{}{}
+		if memNameLess(newest, name) {
+			newest = name
+		}
+	}
+	for name := range present {
+		if _, sealed := s.sealedMems[name]; sealed {
+			continue
+		}
+		synced, err := s.syncMemtable(filepath.Join(s.genDir, name))
+		if err != nil {
+			return err
+		}
+		if synced && name != newest {
+			s.sealedMems[name] = struct{}{}
+		}
+	}
+	for name := range s.sealedMems {
+		if _, ok := present[name]; !ok {
+			delete(s.sealedMems, name)
+		}
+	}
+	return record.SyncDir(s.genDir)
+}
+
+// memNameLess orders the names of memtable logs by their number: five digits with leading zeros, and more
+// when the number has more.
+func memNameLess(a, b string) bool {
+	if len(a) != len(b) {
+		return len(a) < len(b)
+	}
+	return a < b
+}
+
+// syncMemtable syncs one memtable log. synced is false when it is gone, which means that Badger has its
+// contents in a synced table. The file is opened anew each time: Badger's own descriptor is out of reach,
+// and fdatasync is of the file, with the pages that were dirtied through Badger's mapping.
+func (s *store) syncMemtable(path string) (synced bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return false, err
+	}
+	if s.o.hooks.beforeSync != nil {
+		s.o.hooks.beforeSync(path)
+	}
+	start := time.Now()
+	err = s.o.hooks.syncFile(f)
+	s.metrics.fdatasync.Observe(time.Since(start))
+	if err != nil {
+		return false, errors.Join(fmt.Errorf("cannot fdatasync %q: %w", path, err), f.Close())
+	}
+	return true, f.Close()
+}
+
+// fdatasync is the system call, repeated while signals interrupt it.
+func fdatasync(f *os.File) error {
+	for {
+		if err := syscall.Fdatasync(int(f.Fd())); err != syscall.EINTR {
+			return err
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"kvstore/wire"
+)
+
+func benchmarkEngine(b *testing.B, cacheBytes int64) *driver {
+	o := engineOptions(b, b.TempDir())
+	o.MemtableBytes, o.CheckpointInterval, o.CheckpointBytes, o.CacheBytes = 0, 0, 0, cacheBytes
+	return newDriver(b, o)
+}
+
+const benchmarkKeys = 100_000
+
+func benchmarkKey(rng *rand.Rand) string { return fmt.Sprintf("user%016d", rng.IntN(benchmarkKeys)) }
+
+// BenchmarkApply_Put applies entries of n puts of 128 bytes under random keys out of 100,000, each of a
+// session, with the default options. ns/op is per put.
+func BenchmarkApply_Put(b *testing.B) {
+	for _, n := range []int{1, 10, 100, 1000} {
+		b.Run(fmt.Sprintf("ops=%d", n), func(b *testing.B) {
+			d := benchmarkEngine(b, 0)
+			g, _ := wire.DecodeSessionGrant(d.one(sessionOpenOp()).Payload)
+			rng := rand.New(rand.NewPCG(1, 1))
+			value := make([]byte, 128)
+			entries := make([][]byte, b.N/n+1)
+			seq := uint64(0)
+			for i := range entries {
+				ops := make([]testOp, n)
+				for j := range ops {
+					seq++
+					ops[j] = putOp(benchmarkKey(rng), value, nil).session(g.Session, seq, seq-min(seq, 256))
+				}
+				entries[i] = sealEntry(d.now, ops...)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for _, entry := range entries {
+				d.index++
+				d.e.Apply(d.index, 1, entry)
+			}
+			b.ReportMetric(float64(len(entries)*n)/b.Elapsed().Seconds(), "puts/s")
+		})
+	}
+}
+
+func fillBenchmark(b *testing.B, d *driver) {
+	b.Helper()
+	value := make([]byte, 128)
+	for i := 0; i < benchmarkKeys; i += 1000 {
+		ops := make([]testOp, 1000)
+		for j := range ops {
+			ops[j] = putOp(fmt.Sprintf("user%016d", i+j), value, nil)
+		}
+		d.apply(ops...)
+	}
+}
+
+// BenchmarkGet reads random keys out of 100,000, with values of 128 bytes.
+func BenchmarkGet(b *testing.B) {
+	for name, cacheBytes := range map[string]int64{"store": -1, "cache": 64 << 20} {
+		b.Run(name, func(b *testing.B) {
+			d := benchmarkEngine(b, cacheBytes)
+			fillBenchmark(b, d)
+			rng := rand.New(rand.NewPCG(1, 1))
+			keys := make([][]byte, 1<<14)
+			for i := range keys {
+				keys[i] = []byte(benchmarkKey(rng))
+			}
+			var buf []byte
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				_, out, st, err := d.e.Get(ReadOptions{Namespace: 1}, keys[i&(1<<14-1)], buf)
+				if st != wire.StatusOK || err != nil {
+					b.Fatal(st, err)
+				}
+				buf = out
+			}
+		})
+	}
+}
+
+// BenchmarkGetCached is BenchmarkGet by way of the cache alone.
+func BenchmarkGetCached(b *testing.B) {
+	d := benchmarkEngine(b, 64<<20)
+	fillBenchmark(b, d)
+	rng := rand.New(rand.NewPCG(1, 1))
+	keys := make([][]byte, 1<<14)
+	for i := range keys {
+		keys[i] = []byte(benchmarkKey(rng))
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		out := make([]byte, 0, 256)
+		take := func(rec *wire.Record, _ Point) { out = append(out[:0], rec.Value...) }
+		for i := 0; pb.Next(); i++ {
+			if _, hit := d.e.GetCached(1, keys[i&(1<<14-1)], take); !hit {
+				b.Error("miss")
+				return
+			}
+		}
+	})
+}
+
+// BenchmarkScan reads pages of 1,000 records of 128 bytes. ns/op is per page.
+func BenchmarkScan(b *testing.B) {
+	d := benchmarkEngine(b, -1)
+	fillBenchmark(b, d)
+	req := wire.ScanRequest{Limit: 1000, BytesMax: 1 << 20}
+	var dst []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		payload, st, err := d.e.Scan(ReadOptions{Namespace: 1}, &req, dst[:0])
+		if st != wire.StatusOK || err != nil {
+			b.Fatal(st, err)
+		}
+		dst = payload
+	}
+}

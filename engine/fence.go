@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrPinsExhausted says that Options.PinsMax past revisions are being held: try again later.
+var ErrPinsExhausted = errors.New("too many pinned revisions")
+
+// pin holds one past state readable. Its fields are immutable; membership in store.pins is guarded by
+// store.mu.
+type pin struct {
+	ts    uint64
+	taken time.Time
+	bytes int64 // store.bytesWritten when it was taken.
+}
+
+// pin keeps ts readable until release is called, or until the pin is older than PinAgeMax or more than
+// PinBytesMax have been stored since; then reads at ts end with ErrCompacted. ErrCompacted: ts is below
+// the fence already. ErrFuture: ts is above the newest point. ErrPinsExhausted. release may be called
+// more than once.
+func (s *store) pin(ts uint64) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pinLocked(ts)
+}
+
+// pinCurrent pins the newest point.
+func (s *store) pinCurrent() (p point, release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p = s.current()
+	release, err = s.pinLocked(p.ts)
+	return p, release, err
+}
+
+// pinLocked is pin. The fence only moves under mu, so a pin is either counted by the next move or sees
+// that the fence has passed it.
+//
+// REQUIRES: mu held.
+func (s *store) pinLocked(ts uint64) (release func(), err error) {
+	if newest := s.current().ts; ts > newest {
+		return nil, fmt.Errorf("cannot pin ts %d, newest is %d: %w", ts, newest, ErrFuture)
+	}
+	if fence := s.fence.Load(); ts < fence {
+		return nil, fmt.Errorf("cannot pin ts %d, kept are %d and later: %w", ts, fence, ErrCompacted)
+	}
+	if len(s.pins) >= s.o.PinsMax {
+		s.dropStalePinsLocked()
+		if len(s.pins) >= s.o.PinsMax {
+			return nil, fmt.Errorf("cannot pin ts %d: %w (%d)", ts, ErrPinsExhausted, len(s.pins))
+		}
+	}
+	p := &pin{ts: ts, taken: s.o.hooks.now(), bytes: s.bytesWritten.Load()}
+	s.pins[p] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		delete(s.pins, p)
+		s.mu.Unlock()
+	}, nil
+}
+
+// dropStalePinsLocked ends the hold of pins that are too old or hold too much.
+//
+// REQUIRES: mu held.
+func (s *store) dropStalePinsLocked() {
+	now, bytes := s.o.hooks.now(), s.bytesWritten.Load()
+	for p := range s.pins {
+		if now.Sub(p.taken) > s.o.PinAgeMax || bytes-p.bytes > s.o.PinBytesMax {
+			delete(s.pins, p)
+			s.metrics.pinsDropped.Add(1)
+		}
+	}
+}
+
+// advanceFence moves the fence to min(Fence of the last checkpoint, pins) and then lets Badger drop what
+// is below. In this order a reader that could have missed a version finds the fence above its point.
+//
+// REQUIRES: caller is the checkpointer.
+func (s *store) advanceFence() {
+	s.mu.Lock()
+	s.dropStalePinsLocked()
+	target := s.last.Load().Fence
+	for p := range s.pins {
+		target = min(target, p.ts)
+	}
+	moved := target > s.fence.Load()
+	if moved {
+		s.fence.Store(target)
+	}
+	s.mu.Unlock()
+	if moved {
+		s.db.SetDiscardTs(target)
+	}
+}
+
+// historySamplesMax bounds the samples of one window, by time and by bytes each. 256 makes the window at
+// most 0.4 % longer than asked for.
+const historySamplesMax = 256
+
+// history tells which ts is the oldest inside the history window. Owned by the checkpointer.
+type history struct {
+	window time.Duration
+	bytes  int64
+	fence  uint64 // Never goes back.
+
+	// samples are checkpoints, oldest first; each at least 1/256 of the window or of the bytes after the
+	// one before.
+	samples []historySample
+}
+
+type historySample struct {
+	ts    uint64
+	time  int64 // Log time, Unix µs.
+	bytes int64
+}
+
+// init starts at the checkpoint that the store was opened from. What time the revisions below it had
+// isn't known any more, so the fence stays where that checkpoint put it until the window has passed.
+func (h *history) init(window time.Duration, bytes int64, cp Checkpoint) {
+	h.window, h.bytes, h.fence = window, bytes, cp.Fence
+	h.samples = append(h.samples, historySample{ts: cp.TS, time: cp.Time})
+}
+
+// advance notes that p is about to become durable and returns the fence that this allows: the newest
+// sample that lies outside the window, by log time or by bytes.
+func (h *history) advance(p *published) uint64 {
+	if h.window < 0 {
+		h.fence = max(h.fence, p.ts)
+		return h.fence
+	}
+	newest := h.samples[len(h.samples)-1]
+	if p.time-newest.time >= h.window.Microseconds()/historySamplesMax ||
+		h.bytes >= 0 && p.bytes-newest.bytes >= h.bytes/historySamplesMax {
+		h.samples = append(h.samples, historySample{ts: p.ts, time: p.time, bytes: p.bytes})
+	}
+	outside := func(x historySample) bool {
+		return x.time <= p.time-h.window.Microseconds() || h.bytes >= 0 && x.bytes < p.bytes-h.bytes
+	}
+	passed := 0
+	for passed < len(h.samples) && outside(h.samples[passed]) {
+		h.fence = max(h.fence, h.samples[passed].ts)
+		passed++
+	}
+	// Keep one sample at least: the distance of the next is measured from it.
+	h.samples = append(h.samples[:0], h.samples[min(passed, len(h.samples)-1):]...)
+	return h.fence
+}

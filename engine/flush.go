@@ -1,0 +1,91 @@
+package engine
+
+// expiryValue is what stands under a key of the expiry index, which says all by itself. It isn't empty,
+// because the store reads some damage as an empty value.
+var expiryValue = []byte{1}
+
+// flush stores what has become of one record within the entry, in as many keys as that takes, and brings
+// the sums in m up to date.
+func (a *applier) flush(w *write, m *marker, st *staged) {
+	if st.oldExists {
+		m.digest.sub(recordDigest(st.key, &st.old))
+		m.records--
+		m.bytes -= liveBytes(st.key, &st.old)
+	}
+	switch {
+	case st.exists:
+		m.digest.add(recordDigest(st.key, &st.now))
+		m.records++
+		m.bytes += liveBytes(st.key, &st.now)
+		a.flushRecord(w, st)
+	case st.oldExists:
+		w.del(st.key)
+	}
+	// Pieces that the new value doesn't need. Readers of older revisions still find them at theirs.
+	for n := st.now.chunks; n < st.old.chunks; n++ {
+		w.del(a.chunkKey(st.key, n))
+	}
+	a.flushDeadline(w, st)
+}
+
+// flushRecord stores the record, a large value in pieces.
+func (a *applier) flushRecord(w *write, st *staged) {
+	r := &st.now
+	if len(r.Value) <= a.engine.store.o.ChunkThresholdBytes {
+		st.stored = appendRecord(a.mem.alloc(r.storedBytes()), st.key, r)
+		w.set(st.key, st.stored)
+		return
+	}
+	manifest := *r
+	manifest.Value = nil
+	size := a.engine.store.o.ChunkBytes
+	for rest := r.Value; len(rest) > 0; manifest.chunks++ {
+		data := rest[:min(size, len(rest))]
+		rest = rest[len(data):]
+		key := a.chunkKey(st.key, manifest.chunks)
+		w.set(key, appendChunk(a.mem.alloc(chunkHeaderBytes+len(data)), key, r.Meta.Version, data))
+	}
+	w.set(st.key, appendRecord(a.mem.alloc(manifest.storedBytes()), st.key, &manifest))
+	r.chunks = manifest.chunks
+}
+
+func (a *applier) chunkKey(recordKey []byte, n uint32) []byte {
+	return appendChunkKey(a.mem.alloc(len(recordKey)+2+4), recordKey, n)
+}
+
+// flushDeadline keeps the expiry index in step.
+func (a *applier) flushDeadline(w *write, st *staged) {
+	before, after := st.old.Meta.ExpiresAt, st.now.Meta.ExpiresAt
+	if before == after {
+		return
+	}
+	if before != 0 {
+		a.deadlines.remove(before)
+		w.del(a.expiryKey(before, st.key))
+	}
+	if after != 0 {
+		a.deadlines.add(after)
+		w.set(a.expiryKey(after, st.key), expiryValue)
+	}
+}
+
+func (a *applier) expiryKey(deadline int64, recordKey []byte) []byte {
+	return appendExpiryKey(a.mem.alloc(expiryKeyPrefixBytes+len(recordKey)), deadline, recordKey)
+}
+
+// updateCache shows the cache what the entry has changed. REQUIRES: committed, not yet published.
+func (a *applier) updateCache() {
+	c := a.engine.cache
+	for i := range a.overlay.all {
+		st := &a.overlay.all[i]
+		switch {
+		case !st.dirty:
+		case !st.exists:
+			c.update(st.hash, st.key, a.ts, nil)
+		case st.now.chunks > 0:
+			c.drop(st.hash, st.key, a.ts)
+		default:
+			c.update(st.hash, st.key, a.ts, st.stored)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package engine
+
+import (
+	"fmt"
+
+	"kvstore/wire"
+)
+
+// The applier reads the state before the entry through the cache. Damage stops it: to take a damaged record
+// for an absent one would make this replica differ from the others.
+
+// load reads the record as it was before the entry, without its value.
+func (a *applier) load(st *staged) {
+	a.loading, a.loadsValue = st, false
+	a.read()
+}
+
+// loadValue reads the value of the record as it was before the entry. REQUIRES: st is loaded and existed.
+func (a *applier) loadValue(st *staged) {
+	if st.old.chunks == 0 {
+		a.loading, a.loadsValue = st, true
+		a.read()
+		return
+	}
+	value, err := appendChunks(nil, storeAt{a.engine.store, a.last.ts}, st.key, &st.old)
+	if err != nil {
+		a.failRead(err)
+	}
+	st.old.Value = value
+}
+
+// read looks for a.loading in the cache, then in the store.
+func (a *applier) read() {
+	st, ts := a.loading, a.last.ts
+	switch a.engine.cache.view(st.hash, st.key, ts, a.onCached) {
+	case cacheHit:
+		st.oldExists = true
+		return
+	case cacheAbsent:
+		return
+	}
+	found, err := a.engine.store.getAt(ts, st.key, a.onStored)
+	if err != nil {
+		a.failRead(err)
+	}
+	st.oldExists = found
+}
+
+func (a *applier) failRead(err error) {
+	panic(fmt.Sprintf("cannot read the state before entry %d, ts %d: %v", a.index, a.last.ts, err))
+}
+
+// loaded takes a record out of the hands of cache or store.
+func (a *applier) loaded(r *storedRecord) {
+	old := &a.loading.old
+	*old = storedRecord{Record: wire.Record{Meta: r.Meta}, valueLen: r.valueLen, chunks: r.chunks}
+	if len(r.Ext) > 0 {
+		old.Ext = a.mem.copy(r.Ext)
+	}
+	if a.loadsValue {
+		old.Value = a.mem.copy(r.Value)
+	}
+}
+
+// loadedStored is loaded for the bytes that the store holds.
+func (a *applier) loadedStored(stored []byte) error {
+	var r storedRecord
+	if err := decodeRecord(a.loading.key, stored, &r); err != nil {
+		return err
+	}
+	a.loaded(&r)
+	return nil
+}
+
+// storeAt reads the state at a ts for the applier.
+type storeAt struct {
+	s  *store
+	ts uint64
+}
+
+func (g storeAt) get(key []byte, fn func(value []byte) error) (found bool, err error) {
+	return g.s.getAt(g.ts, key, fn)
+}

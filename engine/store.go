@@ -1,0 +1,273 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"kvstore/internal/record"
+)
+
+// point is a published state: what a reader may see.
+type point struct {
+	index uint64 // Raft index of the last entry.
+	term  uint64 // Its term.
+	ts    uint64 // base + index: Badger's ts.
+	time  int64  // Log time T, Unix µs.
+
+	// revision is that of the state; see marker.revision. 0 in a virgin store.
+	revision uint64
+}
+
+// published is a point with what a checkpoint of it carries. Immutable once it is published.
+type published struct {
+	point
+	marker             []byte
+	configuration      []byte
+	configurationIndex uint64
+	bytes              int64 // store.bytesWritten when it was published.
+}
+
+// store keeps the versioned keys of one group in Badger and makes them durable by checkpoints.
+//
+// Invariant: Badger's discard ts <= fence <= durable TS <= current().ts <= committedTS.
+type store struct {
+	// Immutable after openStore.
+	o           Options
+	log         *slog.Logger
+	dir         string // groups/<Group>
+	genDir      string // groups/<Group>/gen-<generation>
+	generation  uint64
+	db          *badger.DB
+	badgerLog   *badgerLog
+	txnBytesMax int64
+	txnCountMax int
+	start       Checkpoint // The checkpoint that this process started from.
+	startPoint  point      // What it makes visible.
+
+	// Owned by the applier.
+	write              write
+	committedTS        uint64
+	configuration      []byte
+	configurationIndex uint64
+
+	// Written by the applier, read by anyone.
+	newest       atomic.Pointer[published]
+	bytesWritten atomic.Int64 // Keys and values stored since openStore.
+
+	// Written by the checkpointer, read by anyone.
+	fence             atomic.Uint64 // Reads below it are not to be believed. Published before Badger learns of it.
+	last              atomic.Pointer[Checkpoint]
+	checkpointedBytes atomic.Int64 // bytesWritten of the last checkpoint's point.
+
+	// Written and read by anyone.
+	metrics storeMetrics
+
+	// Owned by the checkpointer: its goroutine, and close once that has ended.
+	sealedMems map[string]struct{} // Memtable logs that were synced after their last write.
+	history    history
+
+	gate gate          // Readers in flight.
+	kick chan struct{} // Capacity 1: a checkpoint is wanted now.
+	stop chan struct{} // Closed by close.
+	done chan struct{} // Closed when the checkpointer has ended.
+
+	closeOnce sync.Once
+	closeErr  error
+
+	failed atomic.Pointer[error] // The first failure; never reset.
+
+	// Guarded by mu.
+	mu       sync.Mutex
+	advanced chan struct{} // Closed and replaced at each new checkpoint and at failure.
+	pins     map[*pin]struct{}
+	// witnessNext holds the witness fields that the next checkpoint has to carry; nil: those of the last.
+	witnessNext *Checkpoint
+}
+
+// openStore opens or creates the store of a group. Nothing above the checkpoint is visible: whatever
+// Badger holds above it is overwritten when the caller replays the log. ErrDamaged: see there.
+func openStore(o Options) (*store, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	s := &store{
+		o:           o,
+		log:         o.Logger,
+		dir:         groupDir(o.Dir, o.Group),
+		txnBytesMax: txnBytesMax(o.MemtableBytes),
+		txnCountMax: txnCountMax(o.MemtableBytes),
+		sealedMems:  make(map[string]struct{}),
+		kick:        make(chan struct{}, 1),
+		stop:        make(chan struct{}),
+		done:        make(chan struct{}),
+		advanced:    make(chan struct{}),
+		pins:        make(map[*pin]struct{}),
+	}
+	s.write.s = s
+	s.gate.init()
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("cannot open engine at %q: %w", s.dir, err)
+	}
+	cp := s.start
+	s.committedTS = cp.TS
+	s.configuration, s.configurationIndex = cp.Configuration, cp.ConfigurationIndex
+	s.newest.Store(&published{
+		point:              s.startPoint,
+		marker:             cp.Marker,
+		configuration:      cp.Configuration,
+		configurationIndex: cp.ConfigurationIndex,
+	})
+	s.last.Store(&cp)
+	s.fence.Store(cp.Fence)
+	// Badger forgets its discard ts: until told, it drops nothing.
+	s.db.SetDiscardTs(cp.Fence)
+	s.history.init(o.HistoryWindow, o.HistoryBytes, cp)
+	s.badgerLog.arm(s.fail)
+	// checkpointer: owned by the store; ends when close closes s.stop.
+	go s.checkpointer()
+	return s, nil
+}
+
+// recovered returns the checkpoint that open started from; ok is false when the store is virgin: it
+// holds nothing, and the log has to be applied from its first entry.
+func (s *store) recovered() (cp Checkpoint, ok bool) {
+	return s.start, s.start.Index > 0
+}
+
+// setConfiguration notes the cluster configuration that the entry at index brought. The next publish
+// carries it into the checkpoints. It takes ownership of the slice.
+//
+// REQUIRES: caller is the applier.
+func (s *store) setConfiguration(index uint64, configuration []byte) {
+	s.configuration, s.configurationIndex = configuration, index
+}
+
+// publish makes p, whose writes are committed, what readers see. The marker is the one that was
+// committed with it (copied here); a checkpoint of p carries it, and the next open compares the two.
+//
+// REQUIRES: caller is the applier; the cache is up to date with p.
+func (s *store) publish(p point, marker []byte) {
+	before := s.newest.Load()
+	if p.ts != s.committedTS || p.index <= before.index || p.ts <= before.ts || p.time < before.time {
+		panic(fmt.Sprintf("BUG: published %+v after %+v, committed is ts %d", p, before.point, s.committedTS))
+	}
+	s.newest.Store(&published{
+		point:              p,
+		marker:             append([]byte(nil), marker...),
+		configuration:      s.configuration,
+		configurationIndex: s.configurationIndex,
+		bytes:              s.bytesWritten.Load(),
+	})
+}
+
+// current returns the newest published point.
+func (s *store) current() point { return s.newest.Load().point }
+
+// valueBytesMax is the longest stored value: one that is alone in its transaction, and below Badger's
+// threshold for the value log.
+func (s *store) valueBytesMax() int {
+	return int(min(s.txnBytesMax-keyOverheadBytesMax, valueThresholdMax-1))
+}
+
+// keyOverheadBytesMax bounds a stored key (family prefix, namespace, user key, chunk number) and the
+// entry's overhead.
+const keyOverheadBytesMax = 4 << 10
+
+// fail marks the store as failed for good and tells Options.Fatal, once.
+func (s *store) fail(err error) {
+	if !s.failed.CompareAndSwap(nil, &err) {
+		return
+	}
+	s.broadcast()
+	s.o.Fatal(err)
+}
+
+// failure returns the first failure, or nil.
+func (s *store) failure() error {
+	if err := s.failed.Load(); err != nil {
+		return fmt.Errorf("engine has failed: %w", *err)
+	}
+	return nil
+}
+
+// broadcast wakes everyone in waitDurable.
+func (s *store) broadcast() {
+	s.mu.Lock()
+	close(s.advanced)
+	s.advanced = make(chan struct{})
+	s.mu.Unlock()
+}
+
+// close waits for readers, writes a last checkpoint and closes Badger. The applier must have stopped.
+// Later calls return what the first one did. After a failed flush it doesn't return: Badger goes on
+// trying; that is why Options.Fatal should end the process.
+func (s *store) close() error {
+	s.closeOnce.Do(func() {
+		s.gate.close()
+		close(s.stop)
+		<-s.done
+		var err error
+		if s.failed.Load() == nil {
+			// A restart then replays nothing.
+			err = s.checkpoint()
+		}
+		s.badgerLog.disarm()
+		if e := s.db.Close(); e != nil {
+			err = errors.Join(err, fmt.Errorf("cannot close Badger: %w", e))
+		}
+		// Badger's flush doesn't sync the directory; see DESIGN.md.
+		err = errors.Join(err, record.SyncDir(s.genDir))
+		if err != nil {
+			s.closeErr = fmt.Errorf("cannot close engine at %q: %w", s.dir, err)
+		}
+	})
+	return s.closeErr
+}
+
+// gate counts readers, so that close can wait for the last.
+type gate struct {
+	state atomic.Int64 // Readers inside, plus gateClosed once it is closed.
+	empty chan struct{}
+}
+
+const gateClosed = 1 << 62
+
+func (g *gate) init() { g.empty = make(chan struct{}) }
+
+// enter lets a reader in unless the gate is closed. Each true must be followed by one leave.
+func (g *gate) enter() bool {
+	if g.state.Add(1) > gateClosed {
+		g.leave()
+		return false
+	}
+	return true
+}
+
+func (g *gate) leave() {
+	// The last of those inside tells close if it listens; if not, close looks for itself. Readers that are
+	// turned away count for a moment too, so this may come more than once.
+	if g.state.Add(-1) == gateClosed {
+		select {
+		case g.empty <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// close turns readers away from now on and waits for those inside.
+func (g *gate) close() {
+	for n := g.state.Add(gateClosed); n > gateClosed; n = g.state.Load() {
+		select {
+		case <-g.empty:
+		case <-time.After(10 * time.Millisecond):
+			// The last reader may have left before we listened.
+		}
+	}
+}

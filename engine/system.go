@@ -1,0 +1,97 @@
+package engine
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"kvstore/wire"
+)
+
+// The system keyspace is namespace 0: what describes the cluster itself, as records like all others, so that
+// snapshots, digests and effects hold it without special cases.
+const (
+	systemClusterID = "cluster_id" // 16 bytes
+	systemHistoryID = "history_id" // 16 bytes; a new one whenever history is forgotten
+	systemLevel     = "level"      // u16, little endian: the behaviour level
+	systemBase      = "base"       // u64, little endian: ts = base + raft index
+
+	// systemRecords is how many records OpInit writes: the most positions that a single operation takes.
+	systemRecords = 4
+)
+
+// identity is what the system records say, decoded.
+type identity struct {
+	clusterID [16]byte
+	historyID [16]byte
+	level     uint16
+	base      uint64
+}
+
+// initialise executes OpInit in a state that has none yet.
+func (a *applier) initialise(op *wire.Op) wire.Result {
+	var in wire.Init
+	if err := wire.DecodeInit(op.Payload, &in); err != nil || in.Level == levelNone {
+		return wire.Result{Status: wire.StatusBadRequest}
+	}
+	if in.Level > LevelNewest {
+		panic(fmt.Sprintf("cannot apply entry %d: it begins at behaviour level %d, this build knows up to %d: use a newer build", a.index, in.Level, LevelNewest))
+	}
+	// The first entry's ts is made with the base that the state has, so OpInit can only confirm it.
+	a.identity = identity{clusterID: in.ClusterID, historyID: in.HistoryID, level: in.Level, base: a.identity.base}
+	rev := a.putSystem(systemClusterID, in.ClusterID[:])
+	a.putSystem(systemHistoryID, in.HistoryID[:])
+	a.putSystem(systemLevel, binary.LittleEndian.AppendUint16(nil, in.Level))
+	a.putSystem(systemBase, binary.LittleEndian.AppendUint64(nil, a.identity.base))
+	a.engine.setIdentity(a.identity)
+	return wire.Result{Status: wire.StatusOK, Rev: rev}
+}
+
+// putSystem writes one record of the system keyspace.
+func (a *applier) putSystem(key string, value []byte) wire.Revision {
+	ch := change{
+		op:    wire.OpPut,
+		key:   appendRecordKey(a.mem.alloc(recordKeyPrefixBytes+len(key)), wire.NamespaceSystem, []byte(key)),
+		value: value,
+		m:     wire.Mutation{Checksum: wire.Checksum(value)},
+	}
+	return a.put(a.stage(ch.key), &ch)
+}
+
+// loadIdentity reads the system records; all zero before OpInit.
+func loadIdentity(r *reader) (id identity, err error) {
+	var level, base []byte
+	for _, f := range []struct {
+		key  string
+		size int
+		take func(value []byte)
+	}{
+		{systemClusterID, 16, func(v []byte) { copy(id.clusterID[:], v) }},
+		{systemHistoryID, 16, func(v []byte) { copy(id.historyID[:], v) }},
+		{systemLevel, 2, func(v []byte) { level = append(level, v...) }},
+		{systemBase, 8, func(v []byte) { base = append(base, v...) }},
+	} {
+		key := appendRecordKey(nil, wire.NamespaceSystem, []byte(f.key))
+		found, err := r.get(key, func(stored []byte) error {
+			var rec storedRecord
+			if err := decodeRecord(key, stored, &rec); err != nil {
+				return err
+			}
+			if len(rec.Value) != f.size {
+				return fmt.Errorf("%w: system record %q of %d bytes, not %d", ErrRecordDamaged, f.key, len(rec.Value), f.size)
+			}
+			f.take(rec.Value)
+			return nil
+		})
+		if err != nil {
+			return identity{}, fmt.Errorf("cannot load system record %q: %w", f.key, err)
+		}
+		if !found {
+			return identity{}, nil
+		}
+	}
+	id.level, id.base = binary.LittleEndian.Uint16(level), binary.LittleEndian.Uint64(base)
+	if id.level > LevelNewest {
+		return identity{}, fmt.Errorf("the state has behaviour level %d, this build knows up to %d: use a newer build", id.level, LevelNewest)
+	}
+	return id, nil
+}

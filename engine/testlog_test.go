@@ -1,0 +1,397 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"kvstore/wire"
+)
+
+// testOp is an operation with its body, ready for wire.AppendOp.
+type testOp struct {
+	wire.Op
+}
+
+func (o testOp) session(id, seq, floor uint64) testOp {
+	o.Session, o.Seq, o.Floor = id, seq, floor
+	return o
+}
+
+func putOp(key string, value []byte, ext []byte) testOp {
+	return testOp{wire.Op{Op: wire.OpPut, Namespace: 1, Ext: ext, Key: []byte(key), Payload: value}}
+}
+
+func deleteOp(key string, ext []byte) testOp {
+	return testOp{wire.Op{Op: wire.OpDelete, Namespace: 1, Ext: ext, Key: []byte(key)}}
+}
+
+func groupOp(op wire.Opcode, flags uint8, items ...wire.Item) testOp {
+	p := wire.AppendGroupHeader(nil, flags, len(items))
+	for i := range items {
+		p = wire.AppendItem(p, &items[i])
+	}
+	return testOp{wire.Op{Op: op, Namespace: 1, Payload: p}}
+}
+
+func putItem(key, value string, ext []byte) wire.Item {
+	return wire.Item{Op: wire.OpPut, Ext: ext, Key: []byte(key), Value: []byte(value)}
+}
+
+func sessionOpenOp() testOp { return testOp{wire.Op{Op: wire.OpSessionOpen}} }
+
+func sessionCloseOp(id uint64) testOp {
+	return testOp{wire.Op{Op: wire.OpSessionClose, Session: id}}
+}
+
+func expireOp(n uint32) testOp {
+	return testOp{wire.Op{Op: wire.OpExpire, Payload: wire.AppendExpire(nil, n)}}
+}
+
+var testInit = wire.Init{ClusterID: [16]byte{0xc1, 2, 3}, HistoryID: [16]byte{0x41, 5, 6}, Level: 1}
+
+func initOp() testOp {
+	return testOp{wire.Op{Op: wire.OpInit, Payload: wire.AppendInit(nil, &testInit)}}
+}
+
+func sealEntry(t int64, ops ...testOp) []byte {
+	b := wire.AppendEntryHeader(nil)
+	for i := range ops {
+		o := &ops[i].Op
+		body := append(append(append([]byte(nil), o.Ext...), o.Key...), o.Payload...)
+		b = wire.AppendOp(b, o, body, len(o.Ext), len(o.Key))
+	}
+	wire.SealEntry(b, &wire.EntryHeader{Level: 1, Group: 1, Incarnation: 7, Proposal: 1, Time: t, Count: uint32(len(ops))})
+	return b
+}
+
+func withTTL(ext []byte, ttl time.Duration) []byte {
+	return wire.AppendExtU64(ext, wire.ExtTTL, uint64(ttl.Milliseconds()))
+}
+
+// testEpoch is where log time begins in tests.
+const testEpoch = int64(1_700_000_000_000_000)
+
+// engineOptions are small and never checkpoint by themselves.
+func engineOptions(t testing.TB, dir string) Options {
+	t.Helper()
+	return Options{
+		Dir:                dir,
+		Logger:             slog.New(slog.NewTextHandler(io.Discard, nil)),
+		MemtableBytes:      4 << 20,
+		CheckpointInterval: time.Hour,
+		CheckpointBytes:    1 << 40,
+		CacheBytes:         1 << 20,
+		Fatal:              func(err error) { t.Errorf("engine failed: %v", err) },
+	}
+}
+
+func mustOpen(t testing.TB, o Options) *Engine {
+	t.Helper()
+	e, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // a second Close is harmless
+		if err := e.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return e
+}
+
+// driver is an engine with its next index and its time.
+type driver struct {
+	t     testing.TB
+	e     *Engine
+	index uint64
+	now   int64
+}
+
+// newDriver opens an engine and applies OpInit.
+func newDriver(t testing.TB, o Options) *driver {
+	t.Helper()
+	d := &driver{t: t, e: mustOpen(t, o), now: testEpoch}
+	d.apply(initOp())
+	return d
+}
+
+// apply applies one entry.
+func (d *driver) apply(ops ...testOp) []wire.Result {
+	d.index++
+	return d.e.Apply(d.index, 1, sealEntry(d.now, ops...))
+}
+
+// one applies an entry of one operation.
+func (d *driver) one(op testOp) wire.Result {
+	return d.apply(op)[0]
+}
+
+func (d *driver) put(key, value string) wire.Revision {
+	d.t.Helper()
+	res := d.one(putOp(key, []byte(value), nil))
+	if res.Status != wire.StatusOK {
+		d.t.Fatalf("put %q: %v", key, res.Status)
+	}
+	return res.Rev
+}
+
+// get reads a key; "" and the status when it isn't there.
+func (d *driver) get(key string) (string, wire.Status) {
+	d.t.Helper()
+	rec, _, st, err := d.e.Get(ReadOptions{Namespace: 1}, []byte(key), nil)
+	if err != nil {
+		d.t.Fatalf("get %q: %v", key, err)
+	}
+	return string(rec.Value), st
+}
+
+func (d *driver) wantValue(key, want string) {
+	d.t.Helper()
+	if got, st := d.get(key); st != wire.StatusOK || got != want {
+		d.t.Fatalf("get %q: %q, %v; want %q", key, short(got), st, short(want))
+	}
+}
+
+func (d *driver) wantAbsent(key string) {
+	d.t.Helper()
+	if got, st := d.get(key); st != wire.StatusNotFound {
+		d.t.Fatalf("get %q: %q, %v; want it absent", key, short(got), st)
+	}
+}
+
+func short(s string) string {
+	if len(s) > 40 {
+		return fmt.Sprintf("%s… (%d bytes)", s[:40], len(s))
+	}
+	return s
+}
+
+// workload makes random entries. It learns from the results, so that conditions and sessions refer to what
+// is there. Everything follows from the seed and the results.
+type workload struct {
+	rng      *rand.Rand
+	keys     int
+	bigValue int // largest value
+	now      int64
+	index    uint64
+
+	versions map[string]wire.Revision
+	values   map[string][]byte
+	sessions []*workloadSession
+	sent     []testOp // the entry at hand
+}
+
+type workloadSession struct {
+	id, next, floor uint64
+	sent            []testOp // unacknowledged, for retries
+}
+
+func newWorkload(seed uint64) *workload {
+	return &workload{
+		rng: rand.New(rand.NewPCG(seed, 1)), keys: 60, bigValue: 40 << 10, now: testEpoch,
+		versions: make(map[string]wire.Revision), values: make(map[string][]byte),
+	}
+}
+
+// next makes the next entry.
+func (w *workload) next() (index uint64, entry []byte) {
+	w.index++
+	w.sent = w.sent[:0]
+	if w.index == 1 {
+		w.sent = append(w.sent, putOp("too early", nil, nil), initOp(), initOp())
+	} else {
+		for range 1 + w.rng.IntN(12) {
+			w.sent = append(w.sent, w.op())
+		}
+	}
+	switch w.rng.IntN(60) {
+	case 0:
+		w.now += 11 * 60e6 // every idle session ends
+	case 1:
+		w.now -= 5e6 // a clock that stepped back
+	default:
+		w.now += int64(w.rng.IntN(3e6))
+	}
+	return w.index, sealEntry(w.now, w.sent...)
+}
+
+// learn takes the results of the entry that next made.
+func (w *workload) learn(results []wire.Result) {
+	for i, res := range results {
+		op := &w.sent[i]
+		switch {
+		case res.Status != wire.StatusOK || res.Replayed:
+		case op.Op.Op == wire.OpPut:
+			w.versions[string(op.Key)] = res.Rev
+			w.values[string(op.Key)] = op.Payload
+		case op.Op.Op == wire.OpSessionOpen:
+			if g, ok := wire.DecodeSessionGrant(res.Payload); ok {
+				w.sessions = append(w.sessions, &workloadSession{id: g.Session, next: 1})
+			}
+		}
+	}
+	if len(w.sessions) > 8 {
+		w.sessions = w.sessions[1:]
+	}
+}
+
+func (w *workload) key() string {
+	switch w.rng.IntN(40) {
+	case 0:
+		return "" // refused
+	case 1:
+		return "\xff\xfe" // refused
+	}
+	return fmt.Sprintf("key/%03d", w.rng.IntN(w.keys))
+}
+
+func (w *workload) value() []byte {
+	n := w.rng.IntN(200)
+	switch w.rng.IntN(30) {
+	case 0:
+		n = w.rng.IntN(w.bigValue)
+	case 1:
+		n = 0
+	}
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(w.rng.Uint32())
+	}
+	return b
+}
+
+func (w *workload) conditions(ext []byte, key string) []byte {
+	for w.rng.IntN(3) == 0 {
+		switch w.rng.IntN(5) {
+		case 0:
+			ext = wire.AppendExtVersions(ext, w.versions[key], 12345)
+		case 1:
+			ext = wire.AppendExtCondition(ext, wire.ConditionExists, nil)
+		case 2:
+			ext = wire.AppendExtCondition(ext, wire.ConditionAbsent, nil)
+		default:
+			if v := w.values[key]; len(v) < 1000 {
+				ext = wire.AppendExtCondition(ext, wire.ConditionValue, v)
+			}
+		}
+	}
+	return ext
+}
+
+func (w *workload) putExt(key string) (ext []byte) {
+	ext = w.conditions(ext, key)
+	if w.rng.IntN(4) == 0 {
+		ext = withTTL(ext, time.Duration(1+w.rng.IntN(20_000))*time.Millisecond)
+	}
+	if w.rng.IntN(4) == 0 {
+		ext = wire.AppendExtTag(ext, "colour", fmt.Sprint(w.rng.IntN(9)))
+		ext = wire.AppendExtString(ext, wire.ExtContentType, "text/plain")
+	}
+	if w.rng.IntN(20) == 0 {
+		ext = wire.AppendExtU64(ext, wire.ExtChecksum, 1) // refused
+	}
+	return ext
+}
+
+func (w *workload) item(txn bool) wire.Item {
+	key := w.key()
+	it := wire.Item{Key: []byte(key), Op: wire.OpPut}
+	n := 3
+	if txn {
+		n = 5
+	}
+	switch w.rng.IntN(n) {
+	case 0:
+		it.Op, it.Ext = wire.OpDelete, w.conditions(nil, key)
+	case 3:
+		it.Op, it.Ext = wire.OpGet, w.conditions(nil, key)
+	case 4:
+		it.Op, it.Ext = wire.OpCheck, wire.AppendExtCondition(w.conditions(nil, key), wire.ConditionExists, nil)
+	default:
+		it.Ext, it.Value = w.putExt(key), w.value()
+	}
+	return it
+}
+
+func (w *workload) group(op wire.Opcode, flags uint8) testOp {
+	var items []wire.Item
+	for range w.rng.IntN(5) {
+		items = append(items, w.item(op == wire.OpTxn))
+	}
+	return groupOp(op, flags, items...)
+}
+
+// write makes a write without a session.
+func (w *workload) write() testOp {
+	switch w.rng.IntN(10) {
+	case 0, 1, 2, 3:
+		key := w.key()
+		return putOp(key, w.value(), w.putExt(key))
+	case 4, 5:
+		key := w.key()
+		return deleteOp(key, w.conditions(nil, key))
+	case 6:
+		return w.group(wire.OpBatch, 0)
+	case 7:
+		return w.group(wire.OpBatch, wire.GroupAtomic)
+	default:
+		return w.group(wire.OpTxn, 0)
+	}
+}
+
+func (w *workload) op() testOp {
+	switch n := w.rng.IntN(40); {
+	case n == 0:
+		return sessionOpenOp()
+	case n == 1:
+		return sessionCloseOp(w.session().id)
+	case n <= 3:
+		return expireOp(uint32(w.rng.IntN(5)))
+	case n == 4:
+		return testOp{wire.Op{Op: wire.OpWatch, Namespace: 1}} // unknown in a log
+	case n == 5:
+		o := putOp("elsewhere", nil, nil)
+		o.Namespace = 77
+		return o
+	case n <= 20:
+		return w.sessionWrite()
+	}
+	return w.write()
+}
+
+func (w *workload) session() *workloadSession {
+	if len(w.sessions) == 0 {
+		return &workloadSession{id: 999, next: 1}
+	}
+	return w.sessions[w.rng.IntN(len(w.sessions))]
+}
+
+// sessionWrite makes a write of a session: a new one, a retry, or one that is out of bounds.
+func (w *workload) sessionWrite() testOp {
+	s := w.session()
+	if len(s.sent) > 0 && w.rng.IntN(4) == 0 {
+		return s.sent[w.rng.IntN(len(s.sent))]
+	}
+	if w.rng.IntN(3) == 0 { // answers have arrived
+		s.floor = s.next - 1 - uint64(w.rng.IntN(3))
+		if s.floor > s.next {
+			s.floor = 0
+		}
+	}
+	seq := s.next
+	if w.rng.IntN(50) == 0 {
+		seq += wire.SessionWindow + 1
+	} else {
+		s.next += 1 + uint64(w.rng.IntN(2))
+	}
+	op := w.write().session(s.id, seq, s.floor)
+	s.sent = append(s.sent, op)
+	if len(s.sent) > 20 {
+		s.sent = s.sent[1:]
+	}
+	return op
+}
