@@ -1,0 +1,202 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"kvstore/internal/config"
+	"kvstore/node"
+)
+
+const defaultListen = "127.0.0.1:7001"
+
+// settings are the options as a person gives them.
+type settings struct {
+	nodeID, dataDir                                             string
+	listen, grpcListen, httpListen, raftListen, metricsListen   string
+	advertise, grpcAdvertise, httpAdvertise, raftAdvertise      string
+	initialCluster, join                                        string
+	insecure, checkConfig, version                              bool
+	readMode, logLevel                                          string
+	heartbeat, election, checkpointInterval, snapshotInterval   time.Duration
+	drainTimeout, writeStall, proposalTimeout                   time.Duration
+	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
+	snapshotThreshold, trailingLogs, loops, readWorkers         int
+	maxConns, inFlight, batchOps, memtables, compactors         int
+	segment, batchBytes, memtable, cache, checkpointBytes       int64
+	diskFloor, ballast, queueBytes, readQueueBytes, historySize int64
+}
+
+const head = `kvstore starts a node of KVStore, a durable, replicated, linearizable key-value store.
+
+Examples:
+  kvstore                                  one durable node on loopback, data in ./kvstore-data
+  kvstore --data-dir /data --config /etc/kvstore/kvstore.yaml
+  kvstore --check-config --config kvstore.yaml
+
+Options:`
+
+// declare lists every option with its default, bounds and meaning.
+func (c *settings) declare() *config.Set {
+	s := config.New("kvstore", "KVSTORE_", head)
+	s.String(&c.nodeID, "node-id", "node-1", "unique, stable name of this node")
+	s.String(&c.dataDir, "data-dir", "./kvstore-data", "everything this node keeps")
+	s.Bool(&c.insecure, "insecure", false, "allow listeners beyond loopback although there are neither TLS nor users")
+	s.Bool(&c.checkConfig, "check-config", false, "check the configuration and everything it points at, then exit 0 or 1")
+	s.Bool(&c.version, "version", false, "print the version and exit")
+	s.Choice(&c.logLevel, "log-level", "warn", []string{"debug", "info", "warn", "error"}, "least severe log line that is written")
+	s.Duration(&c.drainTimeout, "drain-timeout", 20*time.Second, time.Second, 10*time.Minute, "longest graceful stop")
+
+	s.Section("Addresses")
+	s.String(&c.listen, "listen", defaultListen, "binary protocol")
+	s.String(&c.httpListen, "http-listen", "127.0.0.1:7003", "REST")
+	s.String(&c.metricsListen, "metrics-listen", "127.0.0.1:2112", "/metrics, /livez, /readyz, /debug/pprof")
+	s.String(&c.raftListen, "raft-listen", "127.0.0.1:7000", "between nodes; recorded in the cluster, nothing listens in a cluster of one")
+	s.String(&c.grpcListen, "grpc-listen", "127.0.0.1:7002", "gRPC; reserved, nothing listens in this version")
+	s.String(&c.advertise, "advertise", "", "address that others use for --listen, where it differs")
+	s.String(&c.httpAdvertise, "http-advertise", "", "the same for --http-listen")
+	s.String(&c.raftAdvertise, "raft-advertise", "", "the same for --raft-listen")
+	s.String(&c.grpcAdvertise, "grpc-advertise", "", "the same for --grpc-listen")
+
+	s.Section("Cluster")
+	s.String(&c.initialCluster, "initial-cluster", "", "node-1=HOST:RAFTPORT,…: first start of a new cluster; this version runs clusters of one and refuses other lists")
+	s.String(&c.join, "join", "", "HOST:HTTPPORT,… of running members; not served by this version")
+	s.Choice(&c.readMode, "read-mode", "lease", []string{"lease", "readindex"}, "how linearizable reads are served; alike in a cluster of one")
+	s.Duration(&c.heartbeat, "heartbeat-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "silence of the leader after which an election begins")
+	s.Duration(&c.election, "election-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "length of one election; at least heartbeat-timeout")
+
+	s.Section("Log and group commit")
+	s.Bytes(&c.segment, "log-segment-size", 512<<20, 1<<20, 1<<30, "size of one log file")
+	s.Int(&c.snapshotThreshold, "snapshot-threshold", 2048, 16, 1<<30, "entries between two compactions of the log")
+	s.Duration(&c.snapshotInterval, "snapshot-interval", 15*time.Second, 100*time.Millisecond, time.Hour, "how often a compaction is considered")
+	s.Int(&c.trailingLogs, "trailing-logs", 128, 1, 1<<30, "entries kept in the log behind a compaction")
+	s.Duration(&c.writeStall, "write-stall-timeout", 5*time.Second, 100*time.Millisecond, 10*time.Minute, "a write to the log that takes longer ends the node: its disk hangs")
+	s.Duration(&c.proposalTimeout, "proposal-timeout", 10*time.Second, 100*time.Millisecond, 10*time.Minute, "when a write without an answer from the log is reported as unknown")
+	s.Bytes(&c.batchBytes, "batch-size", 256<<10, 1<<10, 1<<20, "size at which an entry of the log is closed; entries grow with load up to it")
+	s.Int(&c.batchOps, "batch-operations", 4096, 1, 16384, "most operations of one entry")
+	s.Int(&c.inFlight, "batch-inflight", 4, 1, 32, "entries proposed and unanswered")
+	s.Bytes(&c.queueBytes, "queue-size", 64<<20, 20<<20, 4<<30, "bytes of writes that may wait for the log; beyond it the answer is BUSY")
+
+	s.Section("Engine")
+	s.Bytes(&c.memtable, "memtable-size", 64<<20, 1<<20, 1<<30, "size of one memtable")
+	s.Int(&c.memtables, "memtables", 3, 1, 16, "full memtables that may wait for their flush")
+	s.Int(&c.compactors, "compactors", 0, 0, 16, "compaction workers; 0: by the number of processors")
+	s.Bytes(&c.cache, "cache-size", 64<<20, 0, 1<<40, "hot records kept in memory; 0: none")
+	s.Duration(&c.checkpointInterval, "checkpoint-interval", 500*time.Millisecond, 10*time.Millisecond, time.Minute, "longest time between two durable checkpoints under load")
+	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes stored after which a checkpoint is made earlier")
+	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
+	s.Bytes(&c.historySize, "history-size", 1<<30, 1<<20, 1<<40, "bytes stored after which the past is given up earlier")
+
+	s.Section("Limits")
+	s.Bytes(&c.diskFloor, "disk-floor", 1<<30, 1<<20, 1<<50, "free space below which writes are refused; deletes and reads go on")
+	s.Bytes(&c.ballast, "disk-ballast", 64<<20, 0, 1<<40, "space kept aside for deletes on a full disk; 0: none")
+	s.Int(&c.maxConns, "max-connections", 0, 0, 1<<20, "connections of the binary protocol; 0: by the limit on open files")
+	s.Int(&c.loops, "event-loops", 0, 0, 256, "event loops of the binary protocol; 0: half the processors")
+	s.Int(&c.readWorkers, "read-workers", 0, 0, 256, "goroutines that read from disk; 0: one for each processor")
+	s.Bytes(&c.readQueueBytes, "read-queue-size", 16<<20, 1<<20, 1<<30, "bytes of reads that may wait for a worker")
+	s.Duration(&c.helloTimeout, "hello-timeout", 5*time.Second, 10*time.Millisecond, time.Minute, "time for a new connection to say HELLO")
+	s.Duration(&c.partialTimeout, "frame-timeout", 10*time.Second, 10*time.Millisecond, 10*time.Minute, "time for a frame to arrive, extended for large ones")
+	s.Duration(&c.idleTimeout, "idle-timeout", 5*time.Minute, 10*time.Millisecond, 24*time.Hour, "silence after which a connection is closed")
+	return s
+}
+
+// check finds faults that a single option does not show.
+func (c *settings) check() error {
+	var errs []error
+	if c.election < c.heartbeat {
+		errs = append(errs, fmt.Errorf("election-timeout %s is below heartbeat-timeout %s", c.election, c.heartbeat))
+	}
+	if own := c.nodeID + "=" + c.raftAddress(); c.initialCluster != "" && c.initialCluster != own {
+		errs = append(errs, fmt.Errorf("initial-cluster: this version runs clusters of one node; leave the option out, or give %s", own))
+	}
+	if c.join != "" {
+		errs = append(errs, errors.New("join: this version runs clusters of one node; leave the option out"))
+	}
+	if c.checkConfig {
+		errs = append(errs, checkWritable(c.dataDir))
+	}
+	o := c.options()
+	errs = append(errs, o.Check())
+	return errors.Join(errs...)
+}
+
+// raftAddress is the address by which the cluster knows this node.
+func (c *settings) raftAddress() string {
+	if c.raftAdvertise != "" {
+		return c.raftAdvertise
+	}
+	return c.raftListen
+}
+
+// checkWritable reports whether the data directory could be used: it, or its nearest existing parent,
+// takes a new file.
+func checkWritable(dir string) error {
+	at := filepath.Clean(dir)
+	for {
+		st, err := os.Stat(at)
+		if err == nil {
+			if !st.IsDir() {
+				return fmt.Errorf("data-dir: %s is not a directory", at)
+			}
+			break
+		}
+		if !errors.Is(err, os.ErrNotExist) || at == filepath.Dir(at) {
+			return fmt.Errorf("data-dir: %w", err)
+		}
+		at = filepath.Dir(at)
+	}
+	f, err := os.CreateTemp(at, ".kvstore-check-*")
+	if err != nil {
+		return fmt.Errorf("data-dir: cannot write in %s: %w", at, err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// options turns the settings into those of the node.
+func (c *settings) options() node.Options {
+	o := node.Options{
+		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout,
+		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
+		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
+	}
+	o.Service.ReadWorkers, o.Service.ReadQueueBytes = c.readWorkers, int(c.readQueueBytes)
+
+	b := &o.Batcher
+	b.EntryBytesTarget, b.EntryOpsMax, b.InFlightMax, b.QueueBytesMax = int(c.batchBytes), c.batchOps, c.inFlight, int(c.queueBytes)
+
+	r := &o.Consensus
+	r.HeartbeatTimeout, r.ElectionTimeout, r.SegmentBytes = c.heartbeat, c.election, int(c.segment)
+	r.SnapshotThreshold, r.SnapshotInterval, r.TrailingLogs = uint64(c.snapshotThreshold), c.snapshotInterval, uint64(c.trailingLogs)
+	r.WriteStallTimeout, r.ProposalTimeout = c.writeStall, c.proposalTimeout
+
+	e := &o.Engine
+	e.MemtableBytes, e.NumMemtables, e.NumCompactors = c.memtable, c.memtables, c.compactors
+	e.CacheBytes, e.HistoryWindow = orNone(c.cache), time.Duration(orNone(int64(c.history)))
+	e.CheckpointInterval, e.CheckpointBytes, e.HistoryBytes = c.checkpointInterval, c.checkpointBytes, c.historySize
+
+	n := &o.Net
+	n.Loops, n.MaxConns = c.loops, c.maxConns
+	n.HandshakeTimeout, n.PartialTimeout, n.IdleTimeout = c.helloTimeout, c.partialTimeout, c.idleTimeout
+
+	d := &o.Disk
+	d.FloorBytes, d.BallastBytes = uint64(c.diskFloor), orNone(c.ballast)
+	return o
+}
+
+// orNone turns a setting's 0 ("none") into the negative number by which the parts say none, since their
+// zero means the default.
+func orNone(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// isBuilt reports whether path exists below the working directory.
+func isBuilt(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

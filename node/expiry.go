@@ -1,0 +1,58 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"kvstore/wire"
+)
+
+const (
+	// expiryInterval is how often the leader looks for records whose time has come: with the commit it
+	// bounds how long after its deadline a record may still be read while nothing else is written.
+	expiryInterval = 100 * time.Millisecond
+	// expiryRecordsMax is the most records that one entry removes, so that a mass expiry takes its turn
+	// with other writes.
+	expiryRecordsMax = 1000
+)
+
+// expiry is the loop that proposes the removal of expired records. Whether a record is expired is
+// decided in the state machine, by the entry's time; this loop only wakes it.
+type expiry struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (x *expiry) start(s *Shard) {
+	ctx, cancel := context.WithCancel(context.Background())
+	x.cancel, x.done = cancel, make(chan struct{})
+	go func() { // owned by the Shard; ends when stop cancels ctx
+		defer close(x.done)
+		tick := time.NewTicker(expiryInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			for ctx.Err() == nil && s.leading() {
+				deadline, ok := s.engine.DueExpiry()
+				if !ok || deadline > time.Now().UnixMicro() {
+					break
+				}
+				if r := s.propose(ctx, &wire.Op{Op: wire.OpExpire}, wire.AppendExpire(nil, expiryRecordsMax)); r.Status != wire.StatusOK {
+					break // whatever it was, the next tick tries again: expiring twice is harmless
+				}
+			}
+		}
+	}()
+}
+
+// stop ends the loop; it may be called when start was not.
+func (x *expiry) stop() {
+	if x.cancel != nil {
+		x.cancel()
+		<-x.done
+	}
+}

@@ -1,0 +1,95 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestLockDir_SecondProcess_IsRefusedUntilTheFirstEnds(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	first, err := lockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDir(dir); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Fatalf("second lock: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := lockDir(dir)
+	if err != nil {
+		t.Fatalf("after the first ended: %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLoadIdentity_NewDirectory_GetsOneForEver(t *testing.T) {
+	dir := t.TempDir()
+	first, fresh, err := loadIdentity(dir, "n1")
+	if err != nil || !fresh || len(first.Incarnation) != 32 {
+		t.Fatalf("%+v fresh=%v err=%v", first, fresh, err)
+	}
+	second, fresh, err := loadIdentity(dir, "n1")
+	if err != nil || fresh || second != first {
+		t.Fatalf("second start: %+v fresh=%v err=%v, want %+v", second, fresh, err, first)
+	}
+	other, _, err := loadIdentity(t.TempDir(), "n1")
+	if err != nil || other.Incarnation == first.Incarnation {
+		t.Fatalf("two directories share an incarnation: %v", err)
+	}
+}
+
+func TestLoadIdentity_ForeignOrDamagedDirectory_IsRefusedWithTheWayOut(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := loadIdentity(dir, "n1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := loadIdentity(dir, "n2"); err == nil || !strings.Contains(err.Error(), `--node-id n1`) {
+		t.Errorf("another node's directory: %v", err)
+	}
+	path := filepath.Join(dir, "identity")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		broken := append([]byte(nil), b...)
+		broken[i] ^= 1
+		if err := os.WriteFile(path, broken, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := loadIdentity(dir, "n1"); err == nil {
+			t.Fatalf("a flipped bit in byte %d went unnoticed", i)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "groups"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := loadIdentity(dir, "n1"); err == nil || !strings.Contains(err.Error(), "holds data but no identity") {
+		t.Errorf("data without identity: %v", err)
+	}
+}
+
+func TestOptions_ListenersBeyondLoopback_NeedInsecure(t *testing.T) {
+	o := Options{DataDir: "d", Listen: "0.0.0.0:1", HTTPListen: "127.0.0.1:2", MetricsListen: "localhost:3", RaftListen: "[::1]:4"}
+	err := o.Check()
+	if err == nil || !strings.Contains(err.Error(), "listen") || !strings.Contains(err.Error(), "--insecure") {
+		t.Fatalf("got %v", err)
+	}
+	o.Insecure = true
+	if err := o.Check(); err != nil {
+		t.Fatal(err)
+	}
+	o.HTTPListen = "nonsense"
+	if err := o.Check(); err == nil || !strings.Contains(err.Error(), `http-listen: "nonsense"`) {
+		t.Fatalf("got %v", err)
+	}
+}

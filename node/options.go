@@ -1,0 +1,129 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"kvstore/batcher"
+	"kvstore/consensus"
+	"kvstore/engine"
+	"kvstore/internal/diskguard"
+	"kvstore/netloop"
+)
+
+// Options configures a node. The zero value of a field means its default; DataDir and the listeners
+// have none.
+type Options struct {
+	// NodeID is this node's unique, stable name. Default node-1.
+	NodeID string
+	// DataDir is the directory of everything that the node keeps.
+	DataDir string
+	// Version and Commit name the build, for people.
+	Version, Commit string
+
+	// Listen, HTTPListen and MetricsListen are the addresses (host:port) of the binary protocol, of REST,
+	// and of metrics, health and profiles. RaftListen is recorded as the node's address in the cluster.
+	Listen, HTTPListen, MetricsListen, RaftListen string
+	// Advertise, HTTPAdvertise and RaftAdvertise are what others are told to use instead of the
+	// listeners' own addresses. Default: the listeners.
+	Advertise, HTTPAdvertise, RaftAdvertise string
+	// Insecure allows listeners beyond loopback although there are neither TLS nor users yet. Without
+	// it Open refuses them, since anyone who reaches such a port could read and write everything.
+	Insecure bool
+
+	// DrainTimeout bounds a graceful stop. Default 20 s.
+	DrainTimeout time.Duration
+	// StartTimeout bounds the wait for the group to lead. Default 30 s.
+	StartTimeout time.Duration
+
+	// Logger receives the node's log lines. Default slog.Default().
+	Logger *slog.Logger
+	// Fatal is called, once, with a failure after which the node may not go on (a failed write to the
+	// log, a damaged store). Default: log it and exit with status 1.
+	Fatal func(error)
+
+	// Service holds the decisions of the doors. As in the structs below, the node fills in directories,
+	// names, loggers and joints itself.
+	Service ServiceOptions
+	// Batcher configures the group commit.
+	Batcher batcher.Options
+	// Consensus configures the log and its timers.
+	Consensus consensus.Options
+	// Engine configures the store.
+	Engine engine.Options
+	// Net configures the door of the binary protocol.
+	Net netloop.Options
+	// Disk configures the guard of free space.
+	Disk diskguard.Options
+}
+
+// withDefaults fills in defaults.
+func (o Options) withDefaults() Options {
+	def := func(p *string, d string) {
+		if *p == "" {
+			*p = d
+		}
+	}
+	def(&o.NodeID, "node-1")
+	def(&o.Version, "dev")
+	def(&o.Commit, "unknown")
+	def(&o.RaftAdvertise, o.RaftListen)
+	if o.DrainTimeout == 0 {
+		o.DrainTimeout = 20 * time.Second
+	}
+	if o.StartTimeout == 0 {
+		o.StartTimeout = 30 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Fatal == nil {
+		log := o.Logger
+		o.Fatal = func(err error) {
+			log.Error("stopping: the node may not go on", "error", err)
+			os.Exit(1)
+		}
+	}
+	return o
+}
+
+// validate lists every fault at once.
+func (o *Options) validate() error {
+	var errs []error
+	if o.DataDir == "" {
+		errs = append(errs, errors.New("data-dir is empty"))
+	}
+	if len(o.NodeID) > 64 {
+		errs = append(errs, fmt.Errorf("node-id has %d bytes; at most 64", len(o.NodeID)))
+	}
+	for _, l := range []struct{ name, addr string }{
+		{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}, {"raft-listen", o.RaftListen},
+	} {
+		host, _, err := net.SplitHostPort(l.addr)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: %q is not HOST:PORT", l.name, l.addr))
+		case !o.Insecure && !loopback(host):
+			errs = append(errs, fmt.Errorf("%s: %q is not a loopback address, and this node has neither TLS nor users: anyone who reaches it could read and write everything. Listen on 127.0.0.1, or say --insecure if the network is closed", l.name, l.addr))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// Check reports the faults of o that can be seen without starting a node.
+func (o Options) Check() error {
+	o = o.withDefaults()
+	return o.validate()
+}

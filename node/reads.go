@@ -1,0 +1,275 @@
+package node
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"kvstore/engine"
+	"kvstore/wire"
+)
+
+const (
+	// readQueueBytesDefault bounds the copies of requests that wait for a read worker.
+	readQueueBytesDefault = 16 << 20
+	// readJobItemsMax splits a long bunch, so that two workers share it.
+	readJobItemsMax = 64
+	// readQueueJobs is the room of the queue in jobs; the bound in bytes is reached first unless jobs are
+	// tiny.
+	readQueueJobs = 4096
+	// readBufferBytesKeep is the largest answer buffer that a worker keeps between jobs.
+	readBufferBytesKeep = 1 << 20
+)
+
+// readItem is one read of a job; its bytes lie in the job's arena.
+type readItem struct {
+	token       wire.Token
+	ns          uint32
+	stale       bool
+	minRevision wire.Revision
+	atRevision  wire.Revision
+	deadline    int64
+	key         []byte // or the payload of a MULTIGET or SCAN
+}
+
+// readJob is the reads of one bunch, copied off the loop's buffer.
+type readJob struct {
+	to    wire.Completer
+	items []readItem
+	arena []byte
+	bytes int
+}
+
+// readPool runs reads that may touch the engine's tables: event loops must not, since a mapped page
+// can fault.
+type readPool struct {
+	s        *Service
+	queue    chan *readJob
+	bytesMax int64
+	bytes    atomic.Int64
+	free     sync.Pool
+	wg       sync.WaitGroup
+
+	mu     sync.RWMutex // held shared while a job is queued, so that close can't come between
+	closed bool         // guarded by mu
+}
+
+func newReadPool(s *Service, workers, bytesMax int) *readPool {
+	if workers <= 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	if bytesMax <= 0 {
+		bytesMax = readQueueBytesDefault
+	}
+	p := &readPool{s: s, queue: make(chan *readJob, readQueueJobs), bytesMax: int64(bytesMax)}
+	p.free.New = func() any { return new(readJob) }
+	for range workers {
+		p.wg.Go(p.work) // owned by the pool; ends when close closes the queue
+	}
+	return p
+}
+
+// add copies r into job, beginning a new job when there is none, or when job is full (which is then
+// submitted).
+func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Request, deadline int64) *readJob {
+	if job != nil && len(job.items) >= readJobItemsMax {
+		p.submit(job)
+		job = nil
+	}
+	if job == nil {
+		job = p.free.Get().(*readJob)
+		job.to = c
+	}
+	src := r.Key
+	if r.Op != wire.OpGet && r.Op != wire.OpExists {
+		src = r.Payload
+	}
+	at := len(job.arena)
+	// A growing arena moves, but items that were cut from the old one keep it alive: they stay valid.
+	job.arena = append(job.arena, src...)
+	job.items = append(job.items, readItem{
+		token: r.Token(), ns: ns, stale: r.Stale, minRevision: r.MinRevision, atRevision: r.AtRevision,
+		deadline: deadline, key: job.arena[at:len(job.arena):len(job.arena)],
+	})
+	job.bytes += len(src)
+	return job
+}
+
+// solo submits r as a job of its own: it may be long, and others of its bunch should not wait behind it.
+func (p *readPool) solo(c wire.Completer, ns uint32, r *wire.Request, deadline int64) {
+	p.submit(p.add(nil, c, ns, r, deadline))
+}
+
+// submit queues a job, or refuses its reads when the queue is full.
+func (p *readPool) submit(job *readJob) {
+	refusal := &wire.Refusal{Status: wire.StatusBusy, RetryAfterMs: retryAfterMs}
+	p.mu.RLock()
+	fits := p.bytes.Add(int64(job.bytes)) <= p.bytesMax
+	switch {
+	case p.closed:
+		refusal = &wire.Refusal{Status: wire.StatusDraining}
+	case fits:
+		select {
+		case p.queue <- job:
+			p.mu.RUnlock()
+			return
+		default:
+		}
+	}
+	p.mu.RUnlock()
+	for i := range job.items {
+		refuse(job.to, job.items[i].token, refusal)
+	}
+	p.release(job)
+}
+
+func (p *readPool) release(job *readJob) {
+	p.bytes.Add(-int64(job.bytes))
+	clear(job.items)
+	*job = readJob{items: job.items[:0], arena: job.arena[:0]}
+	if cap(job.arena) <= readBufferBytesKeep {
+		p.free.Put(job)
+	}
+}
+
+// work runs jobs until the queue is closed.
+func (p *readPool) work() {
+	var w readWorker
+	for job := range p.queue {
+		for i := range job.items {
+			w.run(p.s, job.to, &job.items[i])
+		}
+		p.release(job)
+	}
+}
+
+// close ends the pool once the queued jobs are answered; later ones are refused.
+func (p *readPool) close() {
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		close(p.queue)
+	}
+	p.mu.Unlock()
+	p.wg.Wait()
+}
+
+// readWorker holds what one goroutine reuses from read to read.
+type readWorker struct {
+	ext, buf []byte
+}
+
+// run answers one read.
+func (w *readWorker) run(s *Service, to wire.Completer, it *readItem) {
+	if cap(w.buf) > readBufferBytesKeep {
+		w.buf = nil
+	}
+	r := w.answer(s, it)
+	to.Complete(it.token, &r)
+}
+
+func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
+	if it.token.Op == wire.OpStatus {
+		return wire.Response{Payload: s.statusJSON()}
+	}
+	if s.shard.now() > it.deadline {
+		return wire.Response{Status: wire.StatusTooLate}
+	}
+	// The bunch was checked when it arrived, but this read happens later: check again, right before it.
+	if !it.stale && !s.shard.readable() {
+		r := wire.ErrorResponse(s.shard.notLeading(), w.ext[:0])
+		return r
+	}
+	e := s.shard.engine
+	if it.minRevision > e.Applied().Revision {
+		return wire.Response{Status: wire.StatusRetryLater, Payload: []byte("this node has not reached the revision that the read must reflect")}
+	}
+	o := engine.ReadOptions{Namespace: it.ns, AtRevision: it.atRevision}
+	var r wire.Response
+	var err error
+	switch it.token.Op {
+	case wire.OpGet:
+		var rec wire.Record
+		if rec, w.buf, r.Status, err = e.Get(o, it.key, w.buf[:0]); r.Status == wire.StatusOK {
+			w.ext = recordExt(w.ext[:0], &rec)
+			r.Ext, r.Payload = w.ext, rec.Value
+		}
+	case wire.OpExists:
+		var meta wire.Meta
+		if meta, r.Status, err = e.Exists(o, it.key); r.Status == wire.StatusOK {
+			w.ext = wire.AppendExtMeta(w.ext[:0], &meta)
+			r.Ext = w.ext
+		}
+	case wire.OpMultiGet:
+		_, n, keys, decodeErr := wire.DecodeGroup(it.key)
+		if decodeErr != nil {
+			return wire.Response{Status: wire.StatusBadRequest}
+		}
+		if w.buf, r.Status, err = e.MultiGet(o, keys, n, w.buf[:0]); r.Status == wire.StatusOK {
+			r.Payload = w.buf
+		}
+	case wire.OpScan:
+		var q wire.ScanRequest
+		if ref := wire.DecodeScanRequest(it.key, &q); ref != nil {
+			return wire.ErrorResponse(ref, w.ext[:0])
+		}
+		if w.buf, r.Status, err = e.Scan(o, &q, w.buf[:0]); r.Status == wire.StatusOK {
+			r.Payload = w.buf
+		}
+	default:
+		panic(fmt.Sprintf("BUG: %s in the read pool", it.token.Op))
+	}
+	if err != nil {
+		s.shard.readFailed(it.token.Op, r.Status, err)
+	}
+	return r
+}
+
+// recordExt builds the extension block of an answer that carries a record.
+func recordExt(dst []byte, rec *wire.Record) []byte {
+	return append(wire.AppendExtMeta(dst, &rec.Meta), rec.Ext...)
+}
+
+// cachedRead is the state of answering one read from the hot-record cache. It is pooled with its
+// callback, so that a hit allocates nothing.
+type cachedRead struct {
+	to    wire.Completer
+	token wire.Token
+	resp  wire.Response
+	ext   []byte
+	fn    func(rec *wire.Record, at engine.Point)
+}
+
+var cachedReads = sync.Pool{New: func() any {
+	c := new(cachedRead)
+	c.fn = c.found
+	return c
+}}
+
+// found answers with a cached record, whose slices live only during the call.
+func (c *cachedRead) found(rec *wire.Record, _ engine.Point) {
+	c.ext = recordExt(c.ext[:0], rec)
+	c.resp = wire.Response{Ext: c.ext}
+	if c.token.Op == wire.OpGet {
+		c.resp.Payload = rec.Value
+	}
+	c.to.Complete(c.token, &c.resp)
+}
+
+// cached answers a GET or EXISTS from the hot-record cache; false: it is not there.
+func (s *Service) cached(to wire.Completer, ns uint32, r *wire.Request) bool {
+	if r.AtRevision != 0 || r.MinRevision != 0 {
+		return false
+	}
+	c := cachedReads.Get().(*cachedRead)
+	c.to, c.token = to, r.Token()
+	st, hit := s.shard.engine.GetCached(ns, r.Key, c.fn)
+	if hit && st != wire.StatusOK {
+		c.resp = wire.Response{Status: st}
+		to.Complete(c.token, &c.resp)
+	}
+	c.to, c.resp = nil, wire.Response{}
+	cachedReads.Put(c)
+	return hit
+}
