@@ -46,5 +46,6 @@ type Effect struct {
 // before Apply returns. It is called by the applier alone. The slice and all that it points to are valid
 // during the call. After a restart the effects of entries above the checkpoint come again, the same.
 type EffectSink interface {
+	// Effects takes the effects of the entry that made p.
 	Effects(p Point, effects []Effect)
 }

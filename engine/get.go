@@ -10,6 +10,7 @@ import (
 
 // ReadOptions says what a read reads.
 type ReadOptions struct {
+	// Namespace is the numeric id of the namespace; wire.NamespaceDefault for users' keys.
 	Namespace uint32
 	// AtRevision asks for the past as it was at that revision; 0 for the newest state. It must be kept
 	// (StatusCompacted) and applied here (StatusFutureRevision). Within the entry of a revision, a read that

@@ -166,7 +166,7 @@ func TestKey_PutGetHeadDelete_RoundTripWithAllMetadata(t *testing.T) {
 		t.Errorf("get: %d %q", resp.StatusCode, body)
 	}
 	resp, body = send(t, s, "HEAD", keysPath+"a/b%20c", "")
-	if resp.StatusCode != 200 || body != "" || resp.Header.Get("ETag") != `"1048576"` {
+	if resp.StatusCode != 200 || body != "" || resp.Header.Get("ETag") != `"1048576"` || resp.Header.Get("Content-Type") != "text/x-thing" || resp.ContentLength != int64(len(value)) {
 		t.Errorf("head: %d %q %v", resp.StatusCode, body, resp.Header)
 	}
 	resp, body = send(t, s, "GET", keysPath+"a/b%20c", "", "If-None-Match", `"1", "1048576"`)

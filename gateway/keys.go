@@ -25,9 +25,8 @@ func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wir
 		op, write = wire.OpPut, true
 	case http.MethodDelete:
 		op, write = wire.OpDelete, true
-	case http.MethodGet:
-	case http.MethodHead:
-		op = wire.OpExists
+	case http.MethodGet, http.MethodHead:
+		// HEAD tells all that GET would, the length of the value included, so it reads the record too.
 	default:
 		methodNotAllowed(w, "GET, HEAD, PUT, DELETE")
 		return op
@@ -348,11 +347,11 @@ func answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
 			return
 		}
 	}
+	h.Set("Content-Length", strconv.Itoa(len(resp.Payload)))
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	h.Set("Content-Length", strconv.Itoa(len(resp.Payload)))
 	w.Write(resp.Payload) // an error means that the client is gone
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // restOps are the operations that the door serves.
-var restOps = [...]wire.Opcode{wire.OpGet, wire.OpExists, wire.OpPut, wire.OpDelete, wire.OpStatus}
+var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus}
 
 // outcomes are the classes of status that a request's duration is counted under; the binary protocol's
 // door uses the same names.

@@ -90,9 +90,10 @@ type Options struct {
 
 	// MaxFrame is the largest frame body accepted, in bytes. Default and maximum wire.FrameBodyBytesMax.
 	MaxFrame int
-	// Inflight and InflightBytes are each connection's credit. Defaults wire.ConnInflightMax and
-	// wire.ConnInflightBytesMax. Bodies count unpacked. InflightBytes must hold one largest frame.
-	Inflight      int
+	// Inflight is each connection's credit in unanswered requests. Default wire.ConnInflightMax.
+	Inflight int
+	// InflightBytes is its credit in bytes of their bodies, counted unpacked; it must hold one largest
+	// frame. Default wire.ConnInflightBytesMax.
 	InflightBytes int
 	// OutSoftBytes: with more answers than this pending, a connection's requests get BUSY unexecuted.
 	// Default 2 MiB.

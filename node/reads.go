@@ -192,7 +192,7 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 	case wire.OpGet:
 		var rec wire.Record
 		if rec, w.buf, r.Status, err = e.Get(o, it.key, w.buf[:0]); r.Status == wire.StatusOK {
-			w.ext = recordExt(w.ext[:0], &rec)
+			w.ext = append(wire.AppendExtMeta(w.ext[:0], &rec.Meta), rec.Ext...)
 			r.Ext, r.Payload = w.ext, rec.Value
 		}
 	case wire.OpExists:
@@ -226,11 +226,6 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 	return r
 }
 
-// recordExt builds the extension block of an answer that carries a record.
-func recordExt(dst []byte, rec *wire.Record) []byte {
-	return append(wire.AppendExtMeta(dst, &rec.Meta), rec.Ext...)
-}
-
 // cachedRead is the state of answering one read from the hot-record cache. It is pooled with its
 // callback, so that a hit allocates nothing.
 type cachedRead struct {
@@ -249,11 +244,13 @@ var cachedReads = sync.Pool{New: func() any {
 
 // found answers with a cached record, whose slices live only during the call.
 func (c *cachedRead) found(rec *wire.Record, _ engine.Point) {
-	c.ext = recordExt(c.ext[:0], rec)
-	c.resp = wire.Response{Ext: c.ext}
+	c.ext = wire.AppendExtMeta(c.ext[:0], &rec.Meta)
+	c.resp = wire.Response{}
 	if c.token.Op == wire.OpGet {
+		c.ext = append(c.ext, rec.Ext...)
 		c.resp.Payload = rec.Value
 	}
+	c.resp.Ext = c.ext
 	c.to.Complete(c.token, &c.resp)
 }
 
