@@ -1,0 +1,314 @@
+package client
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"kvstore/wire"
+)
+
+// want says what a call takes from an answer with StatusOK.
+type want uint8
+
+const (
+	wantNothing want = iota
+	wantVersion      // 8 bytes of revision
+	wantAppend       // value appended to dst, and metadata
+	wantValue        // value in a slice of its own, metadata, kept elements
+	wantMeta         // metadata
+	wantPayload      // the whole payload in a slice of its own
+)
+
+// sessionExtBytes is the room that a write's extension block reserves at its start for ExtSession.
+const sessionExtBytes = 26
+
+// call is one operation from its encoding to its result, over all attempts. Calls are pooled: whoever
+// made one releases it, and by then no connection refers to it (see conn.abandon and conn.deliver).
+type call struct {
+	// Set when the operation is encoded; the same for all attempts.
+	op     wire.Opcode
+	write  bool // has three outcomes
+	once   bool // never retried
+	want   want
+	owned  bool   // value belongs to the call, not to the caller
+	key    string // for error texts
+	head   []byte // room for ExtSession | other elements | key
+	skip   int    // sessionExtBytes while no session element is used
+	keyLen int
+	value  []byte // payload
+	dst    []byte // wantAppend
+
+	// Times of Client.now. deadline is for all attempts.
+	started  time.Duration
+	deadline time.Duration
+	waited   bool // started is no longer about now
+
+	// The write's place in its session, nil without one. The same for all attempts, unless the session
+	// turns out to be expired before the write was ever sent.
+	sess *session
+	seq  uint64
+
+	// Over all attempts, for the rules of retry.go.
+	attempts  int
+	redirects int
+	backoffs  int
+	expired   int
+	uncertain bool // an attempt may have been applied
+	last      bool // the deadline leaves room for no further attempt
+
+	// Of one attempt, by the goroutine that makes it.
+	packed      []byte // compressed body, empty: not compressed
+	packedCodec wire.Codec
+	packedTried bool
+	hdr         [wire.HeaderBytes]byte
+	inline      int // bytes for the shared buffer
+	bodyBytes   int // of the frame, as sent
+	credit      int // bytes counted against the server's credit: those of the body before compression
+	cn          *conn
+	ref         *ref
+	slot        uint32
+	id          uint32
+
+	// Guarded by the mutex of the queue that the call waits in.
+	next, prev *call
+	waiting    bool
+	admitted   bool
+
+	// Given by the connection before ch is signalled.
+	res result
+
+	// Signals the end of a wait: admission, an answer, or a failure. Capacity 1; at most one signal is
+	// ever under way.
+	ch chan struct{}
+
+	// onDone is set while an asynchronous call is with a connection: it is run instead of signalling ch.
+	onDone func(*call)
+	// onEnd gets the finished asynchronous call.
+	onEnd func(*call, error)
+}
+
+// result is what became of one attempt.
+type result struct {
+	answered bool
+	status   wire.Status
+	flags    wire.Flags
+	fail     *failure // details of an answer that is no result
+	failed   []wire.FailedCondition
+
+	rev  wire.Revision
+	meta wire.Meta
+	data []byte
+	ext  []byte
+
+	// Without an answer: err is why, sent whether bytes of the frame may have reached the socket.
+	err  error
+	sent bool
+	// stop is set when nothing more may be tried: context, deadline, client closed, refused locally.
+	stop error
+}
+
+// failure holds what an answer of another class than ClassResult says.
+type failure struct {
+	message    string
+	retryAfter time.Duration
+	leader     string
+	term       uint64
+	limit      uint64
+}
+
+var calls = sync.Pool{New: func() any { return &call{ch: make(chan struct{}, 1)} }}
+
+func newCall(op wire.Opcode, key string, w want) *call {
+	cl := calls.Get().(*call)
+	cl.op, cl.write, cl.want, cl.key = op, op.IsWrite(), w, key
+	cl.skip = sessionExtBytes
+	cl.head = append(cl.head[:0], zeroSession[:]...)
+	return cl
+}
+
+var zeroSession [sessionExtBytes]byte
+
+// release gives the call back to the pool. REQUIRES: no connection and no queue refers to it.
+func (cl *call) release() {
+	head, ch := cl.head, cl.ch
+	if cap(head) > 64<<10 {
+		head = nil
+	}
+	*cl = call{head: head[:0], ch: ch}
+	calls.Put(cl)
+}
+
+// ext and body describe what is sent: the extension block begins at head[skip].
+func (cl *call) extLen() int { return len(cl.head) - cl.skip - cl.keyLen }
+
+// setKey appends the key: the last step of building head.
+func (cl *call) setKey(key string) {
+	cl.head = append(cl.head, key...)
+	cl.keyLen = len(key)
+}
+
+// setSession writes the session element into the room kept for it.
+func (cl *call) setSession(id, seq, floor uint64) {
+	cl.skip = 0
+	wire.AppendExtSession(cl.head[:0], id, seq, floor)
+	cl.packed, cl.packedTried = nil, false
+}
+
+// clearSession removes the session element.
+func (cl *call) clearSession() {
+	cl.skip = sessionExtBytes
+	cl.packed, cl.packedTried = nil, false
+}
+
+// time gives the present time: for a call that has not waited yet, that of its start, which saves a clock
+// reading.
+func (cl *call) time(c *Client) time.Duration {
+	if cl.waited || cl.attempts > 0 {
+		return c.now()
+	}
+	return cl.started
+}
+
+// signal ends the wait of the goroutine that makes the attempt.
+func (cl *call) signal() {
+	select {
+	case cl.ch <- struct{}{}:
+	default:
+		panic("BUG: a call was signalled twice")
+	}
+}
+
+// complete hands the call back after res is set; the completer must not touch it afterwards.
+func (cl *call) complete() {
+	if f := cl.onDone; f != nil {
+		cl.onDone = nil
+		f(cl)
+		return
+	}
+	cl.signal()
+}
+
+// receive takes an answer. ext and payload are views unless owned says that they may be kept. An error
+// means that the peer broke the protocol.
+func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
+	r := &cl.res
+	r.answered, r.status, r.flags = true, h.Status(), h.Flags
+	if r.status.Class() != wire.ClassResult {
+		r.fail = decodeFailure(ext, payload)
+		return nil
+	}
+	switch r.status {
+	case wire.StatusOK:
+	case wire.StatusNotFound:
+		return nil
+	case wire.StatusConditionFailed:
+		// A server whose answer has no room leaves the list out.
+		if len(payload) == 0 {
+			return nil
+		}
+		var err error
+		r.failed, err = wire.DecodeFailed(payload)
+		return err
+	default:
+		r.fail = decodeFailure(ext, payload)
+		return nil
+	}
+	switch cl.want {
+	case wantVersion:
+		if len(payload) != wire.VersionBytes {
+			return fmt.Errorf("%w: answer to %s of %d bytes", ErrProtocol, cl.op, len(payload))
+		}
+		r.rev = binary.LittleEndian.Uint64(payload)
+	case wantMeta:
+		_, err := splitMeta(ext, &r.meta)
+		return err
+	case wantAppend:
+		if _, err := splitMeta(ext, &r.meta); err != nil {
+			return err
+		}
+		r.data = append(cl.dst, payload...)
+	case wantValue:
+		kept, err := splitMeta(ext, &r.meta)
+		if err != nil {
+			return err
+		}
+		if owned {
+			r.data, r.ext = payload, kept
+			return nil
+		}
+		b := make([]byte, len(payload)+len(kept))
+		n := copy(b, payload)
+		copy(b[n:], kept)
+		r.data, r.ext = b[:n:n], b[n:]
+	case wantPayload:
+		if owned {
+			r.data, r.ext = payload, ext
+			return nil
+		}
+		r.data, r.ext = append([]byte(nil), payload...), append([]byte(nil), ext...)
+	}
+	return nil
+}
+
+func decodeFailure(ext, payload []byte) *failure {
+	f := &failure{}
+	if len(payload) > wire.MessageBytesMax {
+		payload = payload[:wire.MessageBytesMax]
+	}
+	f.message = string(payload)
+	for len(ext) > 0 {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			return f
+		}
+		ext = rest
+		switch {
+		case t == wire.ExtRetryAfter && len(v) == 4:
+			f.retryAfter = time.Duration(binary.LittleEndian.Uint32(v)) * time.Millisecond
+		case t == wire.ExtLeader:
+			f.leader = string(v)
+		case t == wire.ExtTerm && len(v) == 8:
+			f.term = binary.LittleEndian.Uint64(v)
+		case t == wire.ExtLimit && len(v) == 8:
+			f.limit = binary.LittleEndian.Uint64(v)
+		}
+	}
+	return f
+}
+
+// waitq is a queue of waiting calls, first in first out. Its owner's mutex guards it.
+type waitq struct{ head, tail *call }
+
+func (q *waitq) push(cl *call) {
+	cl.waiting, cl.next, cl.prev = true, nil, q.tail
+	if q.tail == nil {
+		q.head = cl
+	} else {
+		q.tail.next = cl
+	}
+	q.tail = cl
+}
+
+func (q *waitq) remove(cl *call) {
+	if cl.prev == nil {
+		q.head = cl.next
+	} else {
+		cl.prev.next = cl.next
+	}
+	if cl.next == nil {
+		q.tail = cl.prev
+	} else {
+		cl.next.prev = cl.prev
+	}
+	cl.waiting, cl.next, cl.prev = false, nil, nil
+}
+
+func (q *waitq) pop() *call {
+	cl := q.head
+	if cl != nil {
+		q.remove(cl)
+	}
+	return cl
+}

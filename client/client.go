@@ -1,0 +1,222 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"kvstore/wire"
+)
+
+// forever is the deadline of a call without one.
+const forever = time.Duration(math.MaxInt64)
+
+// Client is a connection to a KVStore, safe for any number of goroutines, which share its connections.
+// Open makes one; Close ends it.
+type Client struct {
+	// Immutable after Open.
+	o        options
+	base     time.Time
+	route    *route
+	sessions sessions
+	budget   budget
+	async    chan struct{} // one token per asynchronous operation under way
+	onAnswer func(*call)   // answered, bound once
+	ctx      context.Context
+	cancel   context.CancelFunc
+
+	// Guarded by mu.
+	mu     sync.Mutex
+	closed bool
+
+	// wg.Add under mu while closed is false.
+	wg sync.WaitGroup
+}
+
+// Open connects to the first address ("host:port" of a binary port) that answers. Each is tried once, in
+// order; when none answers, the error matches ErrUnavailable, or tells why a server refused. The other
+// addresses, and those that servers name, are used when the first fails. ctx bounds Open alone.
+func Open(ctx context.Context, addrs []string, opts ...Option) (*Client, error) {
+	o := defaultOptions()
+	for _, f := range opts {
+		f(&o)
+	}
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("cannot open client: %w", errors.Join(ErrBadRequest, err))
+	}
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a string) bool { return a == "" })
+	if len(addrs) == 0 || len(addrs) > nodesMax {
+		return nil, fmt.Errorf("cannot open client: %w: %d addresses; 1 to %d", ErrBadRequest, len(addrs), nodesMax)
+	}
+	c := &Client{o: o, base: time.Now()}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.onAnswer = c.answered
+	c.sessions.client = c
+	c.budget.init(o.budget)
+	c.async = make(chan struct{}, o.maxInflight*o.conns)
+	c.route = newRoute(c, addrs)
+	if err := c.first(ctx); err != nil {
+		// Nothing is open yet: Close only ends what Open began.
+		_ = c.Close()
+		return nil, fmt.Errorf("cannot open client: %w", err)
+	}
+	return c, nil
+}
+
+// first connects to the first node that answers.
+func (c *Client) first(ctx context.Context) error {
+	c.route.mu.Lock()
+	nodes := slices.Clone(c.route.nodes)
+	c.route.mu.Unlock()
+	var errs []error
+	for _, n := range nodes {
+		cl := newCall(wire.OpHello, "", wantNothing)
+		cl.started, cl.deadline = c.now(), forever
+		_, err := n.links[0].get(ctx, cl)
+		stop := cl.res.stop
+		cl.release()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+		if stop != nil {
+			break
+		}
+	}
+	err := errors.Join(errs...)
+	e := &Error{Op: "open", Message: err.Error(), kind: ErrUnavailable, cause: foreign(err)}
+	var refusal *Error
+	if errors.As(err, &refusal) {
+		e.Status, e.kind, e.RetryAfter = refusal.Status, refusal.kind, refusal.RetryAfter
+	}
+	return e
+}
+
+// now is the time since the client began: one monotonic clock reading, half the price of time.Now.
+func (c *Client) now() time.Duration { return time.Since(c.base) }
+
+// spawn runs f in a goroutine that Close waits for; false once the client is closed.
+func (c *Client) spawn(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.wg.Go(f)
+	return true
+}
+
+// steer appends the elements that every operation on keys carries, and sets the call's times.
+func (c *Client) steer(cl *call) {
+	if ns := c.o.namespace; ns != "" {
+		switch cl.op {
+		case wire.OpStatus, wire.OpPing, wire.OpSessionOpen:
+		default:
+			cl.head = wire.AppendExtString(cl.head, wire.ExtNamespace, ns)
+		}
+	}
+	cl.started = c.now()
+	cl.deadline = forever
+	if c.o.timeout > 0 {
+		cl.deadline = cl.started + c.o.timeout
+	}
+}
+
+// bound sets the call's deadline from ctx, and reports an end that has come already.
+func (c *Client) bound(ctx context.Context, cl *call) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if d, ok := ctx.Deadline(); ok {
+		cl.deadline = cl.started + time.Until(d)
+	}
+	return nil
+}
+
+// run is a synchronous operation: all attempts, and the error. The result is in cl.res.
+func (c *Client) run(ctx context.Context, cl *call) error {
+	if err := c.bound(ctx, cl); err != nil {
+		cl.res = result{stop: err}
+	} else if c.ctx.Err() != nil {
+		cl.res = result{stop: ErrClosed}
+	} else {
+		c.do(ctx, cl)
+	}
+	return c.end(cl)
+}
+
+// end gives a finished call's error, and its sequence number back.
+func (c *Client) end(cl *call) error {
+	err := c.errorOf(cl)
+	c.sessions.finish(cl)
+	if f := c.o.hooks.OnOp; f != nil {
+		f(cl.op, c.now()-cl.started, cl.attempts, err)
+	}
+	return err
+}
+
+// ServerInfo gives what the server said last when a connection was made.
+func (c *Client) ServerInfo() wire.HelloAck {
+	if a := c.route.ack.Load(); a != nil {
+		b := *a
+		b.Members = slices.Clone(a.Members)
+		return b
+	}
+	return wire.HelloAck{}
+}
+
+// Status gives the server's status, a JSON document as of GET /api/v1/admin/status.
+func (c *Client) Status(ctx context.Context) ([]byte, error) {
+	cl := newCall(wire.OpStatus, "", wantPayload)
+	defer cl.release()
+	c.steer(cl)
+	if err := c.run(ctx, cl); err != nil {
+		return nil, err
+	}
+	return cl.res.data, nil
+}
+
+// Ping asks for a sign of life and gives the time until it came, over all attempts.
+func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
+	cl := newCall(wire.OpPing, "", wantNothing)
+	defer cl.release()
+	c.steer(cl)
+	if err := c.run(ctx, cl); err != nil {
+		return 0, err
+	}
+	return c.now() - cl.started, nil
+}
+
+// closeSessionWait bounds what Close spends on telling the server that the session is over.
+const closeSessionWait = 500 * time.Millisecond
+
+// Close ends the session, as far as the server answers within half a second, and the connections.
+// Operations under way fail at once: reads with ErrClosed, writes with ErrNotApplied or ErrMaybeApplied.
+// It must not be called from a callback. Closing twice does nothing.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	c.mu.Unlock()
+	cl := c.sessions.closing()
+	if _, cn := c.route.ready(); cl != nil && cn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeSessionWait)
+		cl.started = c.now()
+		cl.deadline = cl.started + closeSessionWait
+		// Best effort: a session that is not closed expires.
+		c.do(ctx, cl)
+		cancel()
+		cl.release()
+	}
+	c.cancel()
+	c.route.each(func(cn *conn) { cn.kill(ErrClosed) })
+	c.wg.Wait()
+	return nil
+}

@@ -1,0 +1,230 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"kvstore/wire"
+)
+
+// PutOption adds to a Put: a condition, a time to live, a tag, …
+type PutOption interface {
+	putExt(e *extender)
+}
+
+// DeleteOption adds to a Delete: a condition.
+type DeleteOption interface {
+	deleteExt(e *extender)
+}
+
+// extender gathers the extension block of a put or delete.
+type extender struct {
+	dst        []byte
+	value      []byte
+	conditions int
+	tags       []putOption
+	err        error
+	limit      uint64
+}
+
+func (e *extender) refuse(err error, limit uint64, format string, a ...any) {
+	if e.err == nil {
+		e.err, e.limit = fmt.Errorf("%w: "+format, append([]any{err}, a...)...), limit
+	}
+}
+
+// Condition must hold for a write to happen; see IfVersion, IfAbsent, IfExists and IfValue. It is a
+// PutOption and a DeleteOption, and stands in transactions.
+type Condition struct {
+	kind     wire.ConditionKind
+	versions []Version
+	value    []byte
+}
+
+// IfVersion holds when the record exists and has one of the versions. At least one must be given.
+func IfVersion(v ...Version) Condition {
+	return Condition{kind: wire.ConditionVersion, versions: v}
+}
+
+// IfAbsent holds when the record does not exist.
+func IfAbsent() Condition { return Condition{kind: wire.ConditionAbsent} }
+
+// IfExists holds when the record exists.
+func IfExists() Condition { return Condition{kind: wire.ConditionExists} }
+
+// IfValue holds when the record exists and its value equals b, which has at most
+// wire.ConditionValueBytesMax bytes.
+func IfValue(b []byte) Condition { return Condition{kind: wire.ConditionValue, value: b} }
+
+func (c Condition) putExt(e *extender)    { c.extend(e) }
+func (c Condition) deleteExt(e *extender) { c.extend(e) }
+
+func (c Condition) extend(e *extender) {
+	if e.conditions++; e.conditions > wire.ConditionsMax {
+		e.refuse(ErrTooLarge, wire.ConditionsMax, "more than %d conditions on one operation", wire.ConditionsMax)
+		return
+	}
+	switch c.kind {
+	case wire.ConditionVersion:
+		if len(c.versions) == 0 {
+			e.refuse(ErrBadRequest, 0, "IfVersion needs at least one version")
+			return
+		}
+		if 8*len(c.versions) > wire.ConditionValueBytesMax {
+			e.refuse(ErrTooLarge, wire.ConditionValueBytesMax/8, "IfVersion of %d versions", len(c.versions))
+			return
+		}
+		revs := make([]wire.Revision, len(c.versions))
+		for i, v := range c.versions {
+			revs[i] = wire.Revision(v)
+		}
+		e.dst = wire.AppendExtVersions(e.dst, revs...)
+	case wire.ConditionExists, wire.ConditionAbsent:
+		e.dst = wire.AppendExtCondition(e.dst, c.kind, nil)
+	case wire.ConditionValue:
+		if len(c.value) > wire.ConditionValueBytesMax {
+			e.refuse(ErrTooLarge, wire.ConditionValueBytesMax, "IfValue of %d bytes; at most %d", len(c.value), wire.ConditionValueBytesMax)
+			return
+		}
+		e.dst = wire.AppendExtCondition(e.dst, c.kind, c.value)
+	default:
+		e.refuse(ErrBadRequest, 0, "empty Condition")
+	}
+}
+
+// putOption is a PutOption that is no condition.
+type putOption struct {
+	ext   wire.ExtType
+	name  string
+	text  string
+	ttl   time.Duration
+	sum   uint64
+	given bool
+}
+
+// WithTTL lets the record expire after d, counted in the leader's time from when the write is applied.
+// At least a millisecond, at most 100 years; finer parts are rounded up.
+func WithTTL(d time.Duration) PutOption { return putOption{ext: wire.ExtTTL, ttl: d} }
+
+// WithTag keeps a tag with the value; may be given up to wire.TagsMax times, each name once. A name has 1 to 64
+// characters of a-z 0-9 . _ - and a value at most wire.TagValueBytesMax bytes.
+func WithTag(name, value string) PutOption {
+	return putOption{ext: wire.ExtTag, name: name, text: value}
+}
+
+// WithContentType keeps a content type with the value: printable ASCII; empty: none.
+func WithContentType(s string) PutOption { return putOption{ext: wire.ExtContentType, text: s} }
+
+// WithEncoding keeps a content encoding with the value: printable ASCII; empty: none. The store never transcodes.
+func WithEncoding(s string) PutOption { return putOption{ext: wire.ExtEncoding, text: s} }
+
+// WithChecksum sends the xxhash64 of the value along, for the server to verify before it stores anything.
+func WithChecksum() PutOption { return putOption{ext: wire.ExtChecksum} }
+
+// WithChecksumOf is WithChecksum with a sum that the caller knows from elsewhere.
+func WithChecksumOf(xxh64 uint64) PutOption {
+	return putOption{ext: wire.ExtChecksum, sum: xxh64, given: true}
+}
+
+func (o putOption) putExt(e *extender) {
+	switch o.ext {
+	case wire.ExtTTL:
+		ms := (o.ttl + time.Millisecond - 1) / time.Millisecond
+		if ms <= 0 || uint64(ms) > wire.TTLMsMax {
+			e.refuse(ErrBadRequest, 0, "time to live %v; 1 ms to 100 years", o.ttl)
+			return
+		}
+		e.dst = wire.AppendExtU64(e.dst, wire.ExtTTL, uint64(ms))
+	case wire.ExtTag:
+		if len(o.name) == 0 || len(o.name) > wire.TagNameBytesMax {
+			e.refuse(ErrBadRequest, wire.TagNameBytesMax, "tag name of %d bytes; 1 to %d", len(o.name), wire.TagNameBytesMax)
+			return
+		}
+		if len(o.text) > wire.TagValueBytesMax {
+			e.refuse(ErrTooLarge, wire.TagValueBytesMax, "tag value of %d bytes; at most %d", len(o.text), wire.TagValueBytesMax)
+			return
+		}
+		if e.tags = append(e.tags, o); len(e.tags) > wire.TagsMax {
+			e.refuse(ErrTooLarge, wire.TagsMax, "more than %d tags", wire.TagsMax)
+		}
+	case wire.ExtContentType, wire.ExtEncoding:
+		if o.text == "" {
+			return
+		}
+		max := wire.ContentTypeBytesMax
+		if o.ext == wire.ExtEncoding {
+			max = wire.EncodingBytesMax
+		}
+		if len(o.text) > max {
+			e.refuse(ErrTooLarge, uint64(max), "hint of %d bytes; at most %d", len(o.text), max)
+			return
+		}
+		e.dst = wire.AppendExtString(e.dst, o.ext, o.text)
+	case wire.ExtChecksum:
+		sum := o.sum
+		if !o.given {
+			sum = wire.Checksum(e.value)
+		}
+		e.dst = wire.AppendExtU64(e.dst, wire.ExtChecksum, sum)
+	}
+}
+
+// appendTags appends the tags in the order that the protocol asks for: by name, each once.
+func (e *extender) appendTags() {
+	slices.SortFunc(e.tags, func(a, b putOption) int { return strings.Compare(a.name, b.name) })
+	for i, o := range e.tags {
+		if i > 0 && e.tags[i-1].name == o.name {
+			e.refuse(ErrBadRequest, 0, "tag %q is given twice", o.name)
+			return
+		}
+		e.dst = wire.AppendExtTag(e.dst, o.name, o.text)
+	}
+}
+
+// appendPutExt appends the options of a put; limit is that of the bound that err names.
+func appendPutExt(dst, value []byte, opts []PutOption) (_ []byte, limit uint64, err error) {
+	if len(opts) == 0 {
+		return dst, 0, nil
+	}
+	return appendPutOptions(dst, value, opts)
+}
+
+func appendPutOptions(dst, value []byte, opts []PutOption) (_ []byte, limit uint64, err error) {
+	e := extender{dst: dst, value: value}
+	for _, o := range opts {
+		if o != nil {
+			o.putExt(&e)
+		}
+	}
+	e.appendTags()
+	if len(e.dst)-len(dst) > extOptionsMax {
+		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
+	}
+	return e.dst, e.limit, e.err
+}
+
+// appendDeleteExt is appendPutExt for a delete.
+func appendDeleteExt(dst []byte, opts []DeleteOption) (_ []byte, limit uint64, err error) {
+	if len(opts) == 0 {
+		return dst, 0, nil
+	}
+	return appendDeleteOptions(dst, opts)
+}
+
+func appendDeleteOptions(dst []byte, opts []DeleteOption) (_ []byte, limit uint64, err error) {
+	e := extender{dst: dst}
+	for _, o := range opts {
+		if o != nil {
+			o.deleteExt(&e)
+		}
+	}
+	if len(e.dst)-len(dst) > extOptionsMax {
+		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
+	}
+	return e.dst, e.limit, e.err
+}
+
+// extOptionsMax is what options may fill of an extension block: the rest is for session and namespace.
+const extOptionsMax = wire.ExtBytesMax - 512

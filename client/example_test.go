@@ -1,0 +1,113 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"sync"
+	"time"
+
+	"kvstore/client"
+)
+
+func Example() {
+	ctx := context.Background()
+	c, err := client.Open(ctx, []string{"127.0.0.1:7001"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	version, err := c.Put(ctx, "greeting", []byte("hello"), client.WithTTL(time.Hour), client.WithTag("lang", "en"))
+	switch {
+	case errors.Is(err, client.ErrMaybeApplied):
+		// Read before deciding anew.
+	case err != nil:
+		// Surely not applied.
+		log.Fatal(err)
+	}
+	value, err := c.Get(ctx, "greeting", client.AtLeast(version))
+	if errors.Is(err, client.ErrNotFound) {
+		return
+	}
+	fmt.Println(string(value.Data), value.Version, value.Tags()["lang"])
+}
+
+// Compare and swap: change a value only if nobody else did.
+func ExampleIfVersion() {
+	var c *client.Client
+	ctx := context.Background()
+	for {
+		v, err := c.Get(ctx, "counter")
+		if err != nil {
+			log.Fatal(err)
+		}
+		_, err = c.Put(ctx, "counter", append(v.Data, '+'), client.IfVersion(v.Version))
+		if errors.Is(err, client.ErrConditionFailed) {
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+}
+
+func ExampleClient_Txn() {
+	var c *client.Client
+	_, err := c.Txn().
+		If("account/a", client.IfValue([]byte("10"))).
+		Put("account/a", []byte("0")).
+		Put("account/b", []byte("10"), client.IfExists()).
+		Commit(context.Background())
+	var e *client.Error
+	if errors.Is(err, client.ErrConditionFailed) && errors.As(err, &e) {
+		for _, f := range e.Failed {
+			fmt.Printf("condition %d of operation %d does not hold\n", f.Condition, f.Operation)
+		}
+	}
+}
+
+func ExampleClient_List() {
+	var c *client.Client
+	for entry, err := range c.List(context.Background(), client.ListOptions{Prefix: "user:", KeysOnly: true}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(entry.Key, entry.UpdatedAt)
+	}
+}
+
+// Pipelining from one goroutine.
+func ExampleClient_PutAsync() {
+	var c *client.Client
+	var wg sync.WaitGroup
+	for i := range 100_000 {
+		wg.Add(1)
+		c.PutAsync(fmt.Sprintf("key/%d", i), []byte("value"), func(_ client.Version, err error) {
+			if err != nil {
+				log.Print(err)
+			}
+			wg.Done()
+		})
+	}
+	wg.Wait()
+}
+
+// Reading without allocating.
+func ExampleClient_GetAppend() {
+	var c *client.Client
+	var buf []byte
+	for _, key := range []string{"a", "b", "c"} {
+		var err error
+		buf, _, err = c.GetAppend(context.Background(), buf[:0], key)
+		if errors.Is(err, client.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s\n", buf)
+	}
+}
