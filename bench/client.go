@@ -1,0 +1,159 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"kvstore/client"
+)
+
+// ClientOptions describes how Open connects.
+type ClientOptions struct {
+	// Endpoints are addresses of binary ports.
+	Endpoints []string
+	// Conns is the number of connections per node. Default 1.
+	Conns int
+	// Timeout bounds one operation over all its attempts. Default 10s.
+	Timeout time.Duration
+	// WithoutSession sends writes without a session: cheaper for the server, and unknown outcomes are not
+	// resolved by retries.
+	WithoutSession bool
+}
+
+// ClientTarget is a Target through the Go client.
+type ClientTarget struct {
+	c *client.Client
+}
+
+// Open connects to a cluster. The error is the client's.
+func Open(ctx context.Context, o ClientOptions) (*ClientTarget, error) {
+	setDefault(&o.Conns, 1)
+	setDefault(&o.Timeout, 10*time.Second)
+	opts := []client.Option{client.WithConns(o.Conns), client.WithTimeout(o.Timeout), client.WithName("kvbench")}
+	if o.WithoutSession {
+		opts = append(opts, client.WithoutSession())
+	}
+	c, err := client.Open(ctx, o.Endpoints, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &ClientTarget{c}, nil
+}
+
+// Close ends the connections.
+func (t *ClientTarget) Close() error { return t.c.Close() }
+
+// Status returns the cluster's status as JSON.
+func (t *ClientTarget) Status(ctx context.Context) ([]byte, error) { return t.c.Status(ctx) }
+
+// Get implements Target.
+func (t *ClientTarget) Get(ctx context.Context, key string, dst []byte) ([]byte, bool, error) {
+	v, _, err := t.c.GetAppend(ctx, dst, key)
+	if errors.Is(err, client.ErrNotFound) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+// Put implements Target.
+func (t *ClientTarget) Put(ctx context.Context, key string, value []byte) error {
+	_, err := t.c.Put(ctx, key, value)
+	return err
+}
+
+// Scan implements Target.
+func (t *ClientTarget) Scan(ctx context.Context, start string, limit int) (items int, err error) {
+	for _, err := range t.c.List(ctx, client.ListOptions{Start: start, Limit: limit}) {
+		if err != nil {
+			return items, err
+		}
+		items++
+	}
+	return items, nil
+}
+
+// GetMany implements Target.
+func (t *ClientTarget) GetMany(ctx context.Context, keys []string) (found int, err error) {
+	res, err := t.c.BatchGet(ctx, keys)
+	if err != nil {
+		return 0, err
+	}
+	for i := range res.Items {
+		switch err := res.Items[i].Err; {
+		case err == nil:
+			found++
+		case !errors.Is(err, client.ErrNotFound):
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// PutMany implements Target.
+func (t *ClientTarget) PutMany(ctx context.Context, keys []string, values [][]byte) error {
+	items := make([]client.KV, len(keys))
+	for i := range keys {
+		items[i] = client.KV{Key: keys[i], Value: values[i]}
+	}
+	_, err := t.c.BatchPut(ctx, items, true)
+	return err
+}
+
+// Transact implements Target.
+func (t *ClientTarget) Transact(ctx context.Context, keys []string, values [][]byte) error {
+	x := t.c.Txn()
+	writes := (len(keys) + 1) / 2
+	for i, key := range keys {
+		if i < writes {
+			x.Put(key, values[i])
+		} else {
+			x.Get(key)
+		}
+	}
+	_, err := x.Commit(ctx)
+	return err
+}
+
+// GoGet implements Target. The client's own timeout bounds the operation, not ctx.
+func (t *ClientTarget) GoGet(_ context.Context, key string, done func(found bool, err error)) {
+	t.c.GetAsync(key, func(_ client.Value, err error) {
+		if errors.Is(err, client.ErrNotFound) {
+			done(false, nil)
+			return
+		}
+		done(err == nil, err)
+	})
+}
+
+// GoPut implements Target. The client's own timeout bounds the operation, not ctx.
+func (t *ClientTarget) GoPut(_ context.Context, key string, value []byte, done func(err error)) {
+	t.c.PutAsync(key, value, func(_ client.Version, err error) { done(err) })
+}
+
+// Kind implements Target.
+func (t *ClientTarget) Kind(err error) Kind {
+	is := func(sentinels ...error) bool {
+		for _, s := range sentinels {
+			if errors.Is(err, s) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case is(client.ErrMaybeApplied): // first: an unknown outcome is nothing else
+		return KindUnknown
+	case is(client.ErrTimeout, context.DeadlineExceeded):
+		return KindTimeout
+	case is(client.ErrBusy, client.ErrTooManySessions):
+		return KindBusy
+	case is(client.ErrUnavailable, client.ErrDiskFull):
+		return KindUnavailable
+	case is(client.ErrDenied, client.ErrUnauthenticated):
+		return KindDenied
+	case is(client.ErrBadRequest, client.ErrBadKey, client.ErrTooLarge, client.ErrUnsupported, client.ErrNoNamespace, client.ErrChecksum):
+		return KindRefused
+	}
+	return KindOther
+}

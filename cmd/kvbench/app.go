@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kvstore/bench"
+	"kvstore/wire"
+)
+
+// Exit codes, as those of kvctl.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitConnect     = 3
+	exitInterrupted = 130
+)
+
+// Set by the linker: -ldflags "-X main.version=… -X main.commit=…".
+var (
+	version = "dev"
+	commit  = "unknown"
+)
+
+// errVerdict: the run is reported, and an assertion or target does not hold.
+var errVerdict = errors.New("verdict: FAIL")
+
+// usageError marks a wrong command line.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// target is a bench.Target of a real cluster.
+type target interface {
+	bench.Target
+	// Status returns the cluster's status as JSON.
+	Status(ctx context.Context) ([]byte, error)
+	Close() error
+}
+
+// app is one invocation: its streams, its seams and its global flags.
+type app struct {
+	out, err io.Writer
+	getenv   func(string) string
+	open     func(context.Context, bench.ClientOptions) (target, error)
+
+	endpoints []string
+	output    string
+	conns     int
+	timeout   time.Duration
+	noSession bool
+	serverPID int
+}
+
+func newApp() *app {
+	return &app{out: os.Stdout, err: os.Stderr, getenv: os.Getenv, open: openTarget}
+}
+
+// run executes one command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := a.root()
+	root.SetArgs(append([]string{}, args...)) // not nil: cobra would take os.Args
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	started := false
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		started = true
+		return a.prepare()
+	}
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(a.err, "kvbench:", err)
+	var usage usageError
+	switch {
+	case !started || errors.As(err, &usage):
+		fmt.Fprintln(a.err, "see `kvbench --help`")
+		return exitUsage
+	case ctx.Err() != nil:
+		return exitInterrupted
+	case errors.Is(err, errConnect):
+		return exitConnect
+	}
+	return exitFailed
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use: "kvbench", Short: "Measure a KVStore cluster, and the machine beneath it",
+		Example: `  kvbench quick
+  kvbench run --workload put --concurrency 256
+  kvbench run --workload ycsb-a --keys 1000000 --duration 60s
+  kvbench run --workload mixed --rate 20000 --assert 'p99(put)<5ms'
+  kvbench floor --dir /var/lib/kvstore`,
+		SilenceErrors: true, SilenceUsage: true,
+		Version: fmt.Sprintf("kvbench %s (%s, %s/%s, commit %s)", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit),
+	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the report: table or json")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.reportCmd(), a.versionCmd())
+	return root
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print version, commit and format numbers", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.output != "json" {
+				_, err := fmt.Fprintln(a.out, cmd.Root().Version)
+				return err
+			}
+			return json.NewEncoder(a.out).Encode(map[string]any{
+				"version": version, "commit": commit, "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				"protocol": wire.Version, "entry_format": wire.EntryFormat,
+			})
+		},
+	}
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no arguments, got %q", cmd.Name(), args)}
+	}
+	return nil
+}
+
+// prepare checks the global flags.
+func (a *app) prepare() error {
+	if !slices.Contains([]string{"table", "json"}, a.output) {
+		return usageError{fmt.Errorf("unknown output %q: use table or json", a.output)}
+	}
+	if len(a.endpoints) == 0 {
+		for e := range strings.SplitSeq(a.getenv("KVCTL_ENDPOINTS"), ",") {
+			if e = strings.TrimSpace(e); e != "" {
+				a.endpoints = append(a.endpoints, e)
+			}
+		}
+	}
+	if len(a.endpoints) == 0 {
+		a.endpoints = []string{"127.0.0.1:7001"}
+	}
+	for i, e := range a.endpoints {
+		a.endpoints[i] = strings.TrimPrefix(e, "kv://") // as the server's banner prints it
+	}
+	return nil
+}
+
+// report is what bench gives back.
+type report interface {
+	WriteJSON(io.Writer) error
+	WriteTable(io.Writer) error
+}
+
+func (a *app) show(r report) error {
+	if a.output == "json" {
+		return r.WriteJSON(a.out)
+	}
+	return r.WriteTable(a.out)
+}
+
+// server is what a status tells about the server's process, when it is one of this machine.
+type server struct {
+	PID     int    `json:"pid"`
+	DataDir string `json:"data_dir"`
+}
+
+// findServer names the server's process. A pid that the server tells counts only when this machine has a
+// kvstore under that number.
+func (a *app) findServer(ctx context.Context, t target) (server, error) {
+	var s server
+	raw, err := t.Status(ctx)
+	if err != nil {
+		return s, fmt.Errorf("cannot ask the server for its status: %w", err)
+	}
+	// A server that says nothing of its process is simply not measured.
+	if json.Unmarshal(raw, &s) != nil || !bench.IsServerProcess(s.PID) {
+		s = server{}
+	}
+	if a.serverPID > 0 {
+		s.PID = a.serverPID
+		if _, err := bench.ProcessCPU(s.PID); err != nil {
+			return s, usageError{fmt.Errorf("--server-pid: %w", err)}
+		}
+	}
+	return s, nil
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kvstore/bench"
+	"kvstore/client"
+	"kvstore/node"
+)
+
+// openNode starts a real node on free loopback ports.
+func openNode(t *testing.T) (endpoint string) {
+	t.Helper()
+	o := node.Options{
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:7000",
+		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { panic(err) },
+	}
+	o.Engine.MemtableBytes = 4 << 20
+	o.Consensus.SegmentBytes = 4 << 20
+	o.Disk.BallastBytes = -1
+	o.Disk.FloorBytes = 1 << 20
+	n, err := node.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return n.Addresses().Native
+}
+
+func cli(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	a := newApp()
+	a.out, a.err, a.getenv = &out, &errs, func(string) string { return "" }
+	code = a.run(t.Context(), args)
+	return code, out.String(), errs.String()
+}
+
+// Every workload runs against a real node, and its JSON has what outside tools read.
+func TestRun_EveryWorkload_RealNode_JSON(t *testing.T) {
+	endpoint := openNode(t)
+	for _, w := range bench.Workloads() {
+		code, out, errs := cli(t, "run", "--endpoints", endpoint, "--workload", w, "--keys", "500", "--value-size", "64", "--concurrency", "4",
+			"--duration", "150ms", "--warmup", "20ms", "--server-pid", "1", "-o", "json", "--assert", "errors==0", "--assert", "misses==0")
+		var rep struct {
+			Workload     string
+			Ops          uint64
+			Seconds      float64
+			OpsPerSecond float64 `json:"ops_per_second"`
+			Errors       *uint64
+			Operations   map[string]map[string]float64
+		}
+		if err := json.Unmarshal([]byte(out), &rep); err != nil {
+			t.Fatalf("%s: %v in %q (%s)", w, err, out, errs)
+		}
+		if code != 0 || rep.Workload != w || rep.Ops == 0 || rep.Seconds <= 0 || rep.OpsPerSecond <= 0 || rep.Errors == nil || len(rep.Operations) == 0 {
+			t.Errorf("%s: exit %d, %s\n%s", w, code, out, errs)
+		}
+		for name, op := range rep.Operations {
+			for _, field := range []string{"ops", "p50", "p95", "p99", "p999", "max"} {
+				if op[field] <= 0 {
+					t.Errorf("%s: %s of %s is %v", w, field, name, op[field])
+				}
+			}
+		}
+	}
+}
+
+// The open loop and the pipelined form through the client's asynchronous calls.
+func TestRun_OpenLoopPipelined_RealNode(t *testing.T) {
+	code, out, errs := cli(t, "run", "--endpoints", openNode(t), "--workload", "ycsb-f", "--keys", "300", "--value-size", "64", "--concurrency", "2", "--pipeline", "32",
+		"--rate", "2000", "--duration", "300ms", "--warmup", "0s", "--assert", "errors==0", "--assert", "ops==600")
+	if code != 0 || !strings.Contains(out, "open loop at 2000/s") || !strings.Contains(out, "rmw") || !strings.Contains(out, "PASS ops==600") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
+	}
+}
+
+func TestRun_AssertionFails_ExitsOneWithTheReport(t *testing.T) {
+	code, out, errs := cli(t, "run", "--endpoints", openNode(t), "--workload", "put", "--keys", "10", "--concurrency", "1", "--duration", "30ms", "--warmup", "0s", "--assert", "p50(put)<1ns")
+	if code != exitFailed || !strings.Contains(out, "FAIL p50(put)<1ns") || !strings.Contains(errs, "verdict: FAIL") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
+	}
+}
+
+func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
+	for _, args := range [][]string{
+		{"fly"}, {"run", "extra"}, {"run", "--nope"}, {"run", "-o", "xml"}, {"run", "--workload", "nonsense"}, {"run", "--assert", "p99(put)"}, {"run", "--reads", "2"},
+		{"run", "--workload", "ycsb-e", "--pipeline", "2"}, {"run", "--conns", "0"}, {"run", "--duration", "0"}, {"floor", "--duration", "0s"}, {"report"}, {"report", "x", "-o", "json"},
+	} {
+		code, out, errs := cli(t, args...)
+		if code != exitUsage || out != "" || !strings.Contains(errs, "see `kvbench --help`") {
+			t.Errorf("%q: exit %d, %q, %q", args, code, out, errs)
+		}
+	}
+}
+
+func TestRun_NothingListens_ExitsThreeAndHelps(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := cli(t, "run", "--endpoints", l.Addr().String())
+	if code != exitConnect || !strings.Contains(errs, "nothing answers on "+l.Addr().String()+" (connection refused)") || !strings.Contains(errs, "make run") {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+}
+
+// Floor and runs written as JSON lines come back as tables.
+func TestReport_LinesOfFloorAndRun_Tables(t *testing.T) {
+	dir := t.TempDir()
+	code, floor, errs := cli(t, "floor", "--dir", dir, "--duration", "10ms", "-o", "json")
+	if code != 0 {
+		t.Fatalf("floor: exit %d, %s", code, errs)
+	}
+	var run strings.Builder
+	rep := bench.Report{Workload: "put", Concurrency: 16, Operations: map[string]*bench.OpReport{"put": {Ops: 7, P50: 100, Max: 200}}}
+	if err := rep.WriteJSON(&run); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "out.jsonl")
+	if err := os.WriteFile(name, []byte(floor+run.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := cli(t, "report", name)
+	if code != 0 || !strings.Contains(out, "fdatasync of 4 KiB, appended") || !strings.Contains(out, "put       16       put  7") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
+	}
+	if err := os.WriteFile(name, []byte("{}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs = cli(t, "report", name); code != exitFailed || !strings.Contains(errs, "line 1") {
+		t.Errorf("a line that is no report: exit %d, %s", code, errs)
+	}
+}
+
+// A pid that a server tells counts only when it is a kvstore of this machine.
+func TestFindServer_ForeignPID_NotMeasured(t *testing.T) {
+	a := &app{}
+	s, err := a.findServer(t.Context(), statusTarget{text: `{"pid":1,"data_dir":"/x"}`})
+	if err != nil || s != (server{}) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	a.serverPID = os.Getpid()
+	if s, err = a.findServer(t.Context(), statusTarget{text: `[]`}); err != nil || s.PID != os.Getpid() {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err = a.findServer(t.Context(), statusTarget{err: client.ErrUnavailable}); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+}
+
+type statusTarget struct {
+	target
+	text string
+	err  error
+}
+
+func (s statusTarget) Status(context.Context) ([]byte, error) { return []byte(s.text), s.err }

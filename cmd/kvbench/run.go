@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"kvstore/bench"
+)
+
+// connectFlags are those of every command that talks to a cluster.
+func (a *app) connectFlags(f *pflag.FlagSet) {
+	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,… (default KVCTL_ENDPOINTS, else 127.0.0.1:7001)")
+	f.IntVar(&a.conns, "conns", 1, "connections per node, shared by all callers")
+	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one operation may take")
+	f.BoolVar(&a.noSession, "no-session", false, "send writes without a session: no exactly-once retries")
+	f.IntVar(&a.serverPID, "server-pid", 0, "the server's process, for its CPU time (default: as the server says, when it runs here)")
+}
+
+func (a *app) runCmd() *cobra.Command {
+	var (
+		o       bench.Options
+		asserts []string
+		warmup  time.Duration
+	)
+	c := &cobra.Command{
+		Use: "run", Short: "Run a workload and report", Args: noArgs,
+		Long: `Run a workload and report operations per second, latencies and CPU time per operation.
+
+Without --rate the loop is closed: --concurrency callers with --pipeline operations each in flight. With --rate it is
+open: operations fall due on a schedule whatever the server does, latency counts from the due time (corrected for
+coordinated omission), and the report says when the rate was not reached.
+
+Workloads: ` + strings.Join(bench.Workloads(), ", ") + `.
+YCSB A to F are the core workloads of Cooper et al., SoCC 2010, with records of one value of 1000 bytes.
+Assertions: p50 p95 p99 p99.9 max mean of an operation against a duration, or ops, ops/s, errors, unknown, misses against
+a number; exit code 1 when one does not hold.`,
+		Example: `  kvbench run --workload put --concurrency 256 --duration 30s
+  kvbench run --workload ycsb-b --keys 1000000 -o json
+  kvbench run --workload mixed --reads 0.8 --rate 20000 --assert 'p99(put)<5ms' --assert errors==0`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, name := range []string{"keys", "value-size", "concurrency", "pipeline", "duration", "batch", "backlog"} {
+				// Options takes zero for its default; who writes a zero means something else.
+				if f := cmd.Flags().Lookup(name); f.Changed && (f.Value.String() == "0" || f.Value.String() == "0s") {
+					return usageError{fmt.Errorf("--%s is 0: it must be above 0", name)}
+				}
+			}
+			o.ReadsSet = true
+			if o.Warmup = warmup; warmup == 0 {
+				o.Warmup = -1
+			}
+			as := make([]bench.Assertion, 0, len(asserts))
+			for _, text := range asserts {
+				x, err := bench.ParseAssertion(text)
+				if err != nil {
+					return usageError{err}
+				}
+				as = append(as, x)
+			}
+			if err := o.Validate(); err != nil {
+				return usageError{err}
+			}
+			return a.withTarget(cmd.Context(), func(t target, s server) error { return a.runWorkload(cmd.Context(), t, s, o, as) })
+		},
+	}
+	f := c.Flags()
+	a.connectFlags(f)
+	f.StringVar(&o.Workload, "workload", "mixed", "what to do: "+strings.Join(bench.Workloads(), ", "))
+	f.Float64Var(&o.Reads, "reads", 0.95, "share of reads in mixed, 0 to 1")
+	f.IntVar(&o.Keys, "keys", 100_000, "keys to load and to draw from")
+	f.IntVar(&o.ValueBytes, "value-size", 0, "bytes of each value (default 128, for YCSB 1000)")
+	f.IntVar(&o.Concurrency, "concurrency", 16, "callers, each with one operation in flight")
+	f.IntVar(&o.Pipeline, "pipeline", 1, "asynchronous operations in flight of each caller")
+	f.Float64Var(&o.Rate, "rate", 0, "operations per second that fall due (open loop); 0 means closed loop")
+	f.IntVar(&o.Backlog, "backlog", 0, "bound of due operations that are not yet sent (open loop; default ten seconds' worth)")
+	f.DurationVar(&o.Duration, "duration", 10*time.Second, "measured time")
+	f.DurationVar(&warmup, "warmup", time.Second, "time before it that is not measured")
+	f.Uint64Var(&o.Seed, "seed", 1, "makes keys, values and operations repeatable")
+	f.StringVar(&o.Distribution, "distribution", "uniform", "how get, put and mixed draw keys: uniform or zipfian")
+	f.IntVar(&o.Batch, "batch", 0, "items of a batch (default 10), operations of a txn (default 5)")
+	f.StringVar(&o.KeyPrefix, "key-prefix", "kvbench/", "prefix of all keys that are written")
+	f.BoolVar(&o.SkipLoad, "skip-load", false, "do not load: an earlier run with the same flags has")
+	f.StringArrayVar(&asserts, "assert", nil, "demand such as 'p99(put)<5ms'; may be repeated")
+	return c
+}
+
+func (a *app) runWorkload(ctx context.Context, t target, s server, o bench.Options, as []bench.Assertion) error {
+	o.ServerPID = s.PID
+	o.Progress = a.loadProgress()
+	rep, err := bench.Run(ctx, t, o)
+	if rep == nil {
+		return err
+	}
+	a.describe(rep, s)
+	pass := rep.Check(as)
+	if serr := a.show(rep); serr != nil || err != nil {
+		return errors.Join(err, serr)
+	}
+	if !pass {
+		return errVerdict
+	}
+	if rep.Ops == 0 {
+		return fmt.Errorf("no operation succeeded, %d failed", rep.Errors)
+	}
+	return nil
+}
+
+// describe adds what only the caller of bench knows.
+func (a *app) describe(rep *bench.Report, s server) {
+	rep.Target = strings.Join(a.endpoints, ",")
+	rep.Connections = a.conns
+	rep.Machine = bench.ReadMachine(s.DataDir)
+}
+
+// withTarget opens a cluster, hands it to f and closes it.
+func (a *app) withTarget(ctx context.Context, f func(target, server) error) error {
+	if a.conns < 1 || a.conns > 64 || a.timeout <= 0 {
+		return usageError{fmt.Errorf("--conns is %d and --timeout is %v: 1 to 64 connections, and a time above 0", a.conns, a.timeout)}
+	}
+	octx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	t, err := a.open(octx, bench.ClientOptions{Endpoints: a.endpoints, Conns: a.conns, Timeout: a.timeout, WithoutSession: a.noSession})
+	if err != nil {
+		return err
+	}
+	s, err := a.findServer(octx, t)
+	if err == nil {
+		err = f(t, s)
+	}
+	if cerr := t.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("cannot close the connections: %w", cerr)
+	}
+	return err
+}
+
+// loadProgress tells on stderr how far the load phase is: at most one line a second, and the last.
+func (a *app) loadProgress() func(done, total int) {
+	start := time.Now()
+	last := start
+	return func(done, total int) {
+		now := time.Now()
+		if done < total && now.Sub(last) < time.Second {
+			return
+		}
+		last = now
+		fmt.Fprintf(a.err, "load: %d of %d keys (%d %%), %.0f keys/s\n", done, total, done*100/total, float64(done)/max(now.Sub(start).Seconds(), 1e-3))
+	}
+}
+
+func (a *app) quickCmd() *cobra.Command {
+	var o bench.Options
+	c := &cobra.Command{
+		Use: "quick", Short: "Ten seconds: put, get, mixed, batches, and a verdict", Args: noArgs,
+		Long: `Measure for about ten seconds and compare with the latencies and the throughput that the specification promises.
+Exit code 1 when one of them does not hold here.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withTarget(cmd.Context(), func(t target, s server) error {
+				o.ServerPID = s.PID
+				fmt.Fprintln(a.err, "measuring for about 10 seconds…")
+				q, err := bench.Quick(cmd.Context(), t, o)
+				if err != nil {
+					return err
+				}
+				q.Machine = bench.ReadMachine(s.DataDir)
+				for _, rep := range q.Runs {
+					a.describe(rep, s)
+				}
+				if err := a.show(q); err != nil {
+					return err
+				}
+				if !q.Pass {
+					return errVerdict
+				}
+				return nil
+			})
+		},
+	}
+	a.connectFlags(c.Flags())
+	c.Flags().Uint64Var(&o.Seed, "seed", 1, "makes keys, values and operations repeatable")
+	c.Flags().StringVar(&o.KeyPrefix, "key-prefix", "kvbench/", "prefix of all keys that are written")
+	return c
+}
+
+func (a *app) floorCmd() *cobra.Command {
+	var o bench.FloorOptions
+	c := &cobra.Command{
+		Use: "floor", Short: "Measure what this machine can do at all", Args: noArgs,
+		Long: `Measure disk flushes in --dir, round trips over loopback, and memory copies: no server on this machine is faster.
+Needs no server. The disk tests write up to 256 MiB and remove it.`,
+		Example: `  kvbench floor --dir /var/lib/kvstore`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Duration < time.Millisecond || o.Duration > time.Minute {
+				return usageError{fmt.Errorf("--duration is %v: it must be between 1ms and 1m", o.Duration)}
+			}
+			fmt.Fprintf(a.err, "measuring for about %v…\n", 6*o.Duration)
+			rep, err := bench.Floor(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return a.show(rep)
+		},
+	}
+	c.Flags().StringVar(&o.Dir, "dir", ".", "where to measure the disk")
+	c.Flags().DurationVar(&o.Duration, "duration", time.Second, "time of each test")
+	return c
+}
