@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+
+	"kvstore/client"
+	"kvstore/wire"
+)
+
+// clientStore is a store through the Go client.
+type clientStore struct {
+	c         *client.Client
+	endpoints []string
+}
+
+// openClient connects. A session makes retries exactly-once and costs two log entries of its own: a bulk
+// load wants it, a single write says instead that its outcome is unknown.
+func openClient(ctx context.Context, o openOptions) (store, error) {
+	opts := []client.Option{client.WithTimeout(o.Timeout), client.WithName("kvctl"), client.WithNamespace(o.Namespace)}
+	if !o.Session {
+		opts = append(opts, client.WithoutSession())
+	}
+	c, err := client.Open(ctx, o.Endpoints, opts...)
+	if err != nil {
+		return nil, explainOpen(o.Endpoints, err)
+	}
+	return &clientStore{c: c, endpoints: o.Endpoints}, nil
+}
+
+// explainOpen says what did not answer, why, and what to do.
+func explainOpen(endpoints []string, err error) error {
+	var ce *client.Error
+	answered := errors.As(err, &ce) && ce.Status != wire.StatusOK
+	switch {
+	case answered || !(errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)):
+		return sorted(endpoints, err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		err = fmt.Errorf("nothing answers on %s (connection refused): is a node running? start one with `make run`, or name another with --endpoints", strings.Join(endpoints, ", "))
+	default:
+		err = fmt.Errorf("cannot reach %s (%w): is a node running there? start one with `make run`, or name another with --endpoints", strings.Join(endpoints, ", "), err)
+	}
+	return &storeError{kindConnect, err}
+}
+
+// sorted wraps an error of the client as a storeError.
+func sorted(endpoints []string, err error) error {
+	if err == nil {
+		return nil
+	}
+	kind := kindFailed
+	var ce *client.Error
+	is := func(s error) bool { return errors.Is(err, s) }
+	switch {
+	case is(client.ErrMaybeApplied): // first: an unknown outcome is nothing else
+		kind = kindUnknown
+	case is(client.ErrNotFound):
+		kind = kindNotFound
+	case is(client.ErrConditionFailed):
+		kind = kindCondition
+	case is(client.ErrDenied), is(client.ErrUnauthenticated):
+		kind = kindDenied
+	case is(client.ErrUnavailable) && !(errors.As(err, &ce) && ce.Status != wire.StatusOK):
+		// No server gave a status: the connection is gone and does not come back.
+		return &storeError{kindConnect, fmt.Errorf("lost the connection to %s, and no node answers: %w", strings.Join(endpoints, ", "), err)}
+	case is(client.ErrUnavailable), is(client.ErrBusy), is(client.ErrDiskFull), is(client.ErrTooManySessions):
+		kind = kindUnhealthy
+	case is(client.ErrTimeout), is(context.DeadlineExceeded):
+		kind = kindTimeout
+	}
+	return &storeError{kind, err}
+}
+
+func (s *clientStore) sort(err error) error { return sorted(s.endpoints, err) }
+
+func (s *clientStore) Close() error { return s.c.Close() }
+
+func (s *clientStore) Status(ctx context.Context) ([]byte, error) {
+	b, err := s.c.Status(ctx)
+	return b, s.sort(err)
+}
+
+func (s *clientStore) Put(ctx context.Context, key string, value []byte, o putOptions) (uint64, error) {
+	v, err := s.c.Put(ctx, key, value, putOpts(&o)...)
+	return uint64(v), s.sort(err)
+}
+
+func (s *clientStore) Get(ctx context.Context, key string) (record, error) {
+	v, err := s.c.Get(ctx, key)
+	if err != nil {
+		return record{}, s.sort(err)
+	}
+	return recordOf(key, &v), nil
+}
+
+func (s *clientStore) Delete(ctx context.Context, key string, cs []condition) (bool, uint64, error) {
+	var opts []client.DeleteOption
+	for _, c := range conditionsOf(cs) {
+		opts = append(opts, c)
+	}
+	deleted, v, err := s.c.Delete(ctx, key, opts...)
+	return deleted, uint64(v), s.sort(err)
+}
+
+func (s *clientStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
+	return func(yield func(record, error) bool) {
+		opts := client.ListOptions{Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse}
+		for e, err := range s.c.List(ctx, opts) {
+			if err != nil {
+				yield(record{}, s.sort(err))
+				return
+			}
+			if !yield(recordOf(e.Key, &e.Value), nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *clientStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
+	t := s.c.Txn()
+	for i := range ops {
+		op := &ops[i]
+		conds := conditionsOf(op.Options.Conditions)
+		switch op.Type {
+		case txnPut:
+			t.Put(op.Key, op.Value, putOpts(&op.Options)...)
+		case txnDelete:
+			var opts []client.DeleteOption
+			for _, c := range conds {
+				opts = append(opts, c)
+			}
+			t.Delete(op.Key, opts...)
+		case txnGet:
+			t.Get(op.Key, conds...)
+		case txnCheck:
+			t.Check(op.Key, conds...)
+		default:
+			panic("BUG: transaction with operation " + op.Type)
+		}
+	}
+	res, err := t.Commit(ctx)
+	var ce *client.Error
+	if errors.Is(err, client.ErrConditionFailed) && errors.As(err, &ce) {
+		out := txnResult{}
+		for _, f := range ce.Failed {
+			out.Failed = append(out.Failed, failedCondition{int(f.Operation), int(f.Condition)})
+		}
+		return out, nil
+	}
+	if err != nil {
+		return txnResult{}, s.sort(err)
+	}
+	out := txnResult{Committed: true, Version: uint64(res.Revision)}
+	if res.Truncated {
+		return out, nil // committed, and the results got lost on the way
+	}
+	for i := range res.Results {
+		r := &res.Results[i]
+		if r.Err != nil && !errors.Is(r.Err, client.ErrNotFound) {
+			return out, fmt.Errorf("committed as version %d, but the result of operation %d is missing: %w", out.Version, i, r.Err)
+		}
+		o := txnOpResult{Found: r.Deleted || r.Value != nil}
+		if r.Value != nil {
+			o.Record = recordOf(ops[i].Key, r.Value)
+		}
+		out.Results = append(out.Results, o)
+	}
+	return out, nil
+}
+
+func recordOf(key string, v *client.Value) record {
+	return record{
+		Key: key, Value: v.Data, Version: uint64(v.Version), CreatedAt: v.CreatedAt, UpdatedAt: v.UpdatedAt, ExpiresAt: v.ExpiresAt,
+		ContentType: v.ContentType, Encoding: v.Encoding, Tags: v.Tags(),
+	}
+}
+
+func putOpts(o *putOptions) []client.PutOption {
+	var out []client.PutOption
+	if o.TTL > 0 {
+		out = append(out, client.WithTTL(o.TTL))
+	}
+	if o.ContentType != "" {
+		out = append(out, client.WithContentType(o.ContentType))
+	}
+	if o.Encoding != "" {
+		out = append(out, client.WithEncoding(o.Encoding))
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.Tags)) { // the protocol wants them in order
+		out = append(out, client.WithTag(name, o.Tags[name]))
+	}
+	for _, c := range conditionsOf(o.Conditions) {
+		out = append(out, c)
+	}
+	return out
+}
+
+func conditionsOf(cs []condition) []client.Condition {
+	var out []client.Condition
+	for _, c := range cs {
+		switch c.Kind {
+		case ifVersion:
+			out = append(out, client.IfVersion(client.Version(c.Version)))
+		case ifExists:
+			out = append(out, client.IfExists())
+		case ifAbsent:
+			out = append(out, client.IfAbsent())
+		case ifValue:
+			out = append(out, client.IfValue(c.Value))
+		default:
+			panic(fmt.Sprintf("BUG: condition of kind %d", c.Kind))
+		}
+	}
+	return out
+}

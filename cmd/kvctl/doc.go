@@ -1,0 +1,14 @@
+// Command kvctl reads and writes a KVStore cluster from the shell.
+//
+// What it does. One file per verb: put, get, delete, list, txn, status, import, export. Data goes to
+// stdout, talk to stderr; the exit code says what happened (exit.go).
+//
+// What it assumes. A cluster answers on one of --endpoints. Values are bytes: on a pipe they pass
+// unchanged, in JSON they stand as "text" when they are valid UTF-8, else as base64 in "value".
+//
+// Who owns what. app holds the streams and the global flags; each verb opens one store (store.go), which
+// client.go implements with the Go client.
+//
+// What it never does. It reports no write as failed whose outcome is unknown, and prints no value into a
+// message.
+package main

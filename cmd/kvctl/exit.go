@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes; the table of `kvctl help exit-codes`.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitConnect     = 3
+	exitNotFound    = 4
+	exitDenied      = 5
+	exitTimeout     = 6
+	exitUnhealthy   = 7
+	exitInterrupted = 130
+)
+
+const exitCodesText = `Exit codes of kvctl:
+
+  0    done
+  1    failed; also when the outcome of a write is unknown: it may or may not be applied
+  2    wrong usage: unknown verb or flag, bad argument
+  3    cannot connect: no node answers on --endpoints
+  4    the key does not exist, or a condition does not hold; nothing was changed
+  5    permission denied
+  6    no answer within --timeout (a write with an unknown outcome exits 1)
+  7    the cluster answers but cannot serve: no leader, no quorum, overloaded
+  130  interrupted by SIGINT or SIGTERM
+`
+
+// errKind sorts the failures of a store by what the user can do about them.
+type errKind int
+
+const (
+	kindFailed errKind = iota
+	// kindUnknown: a write that may or may not be applied.
+	kindUnknown
+	kindConnect
+	kindNotFound
+	kindCondition
+	kindDenied
+	kindTimeout
+	kindUnhealthy
+)
+
+// storeError is how a store reports a failure.
+type storeError struct {
+	kind errKind
+	err  error
+}
+
+func (e *storeError) Error() string { return e.err.Error() }
+func (e *storeError) Unwrap() error { return e.err }
+
+func isKind(err error, k errKind) bool {
+	var se *storeError
+	return errors.As(err, &se) && se.kind == k
+}
+
+// quietError carries an exit code whose message is already printed.
+type quietError struct{ code int }
+
+func (e quietError) Error() string { return fmt.Sprintf("exit %d", e.code) }
+
+// usageError marks a wrong command line.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, a ...any) error { return usageError{fmt.Errorf(format, a...)} }
+
+// explain turns an error into an exit code and a message of what, why and what to do.
+func explain(err error) (code int, text string) {
+	var (
+		quiet quietError
+		usage usageError
+		se    *storeError
+	)
+	switch {
+	case errors.As(err, &quiet):
+		return quiet.code, ""
+	case errors.As(err, &usage):
+		return exitUsage, err.Error()
+	case !errors.As(err, &se):
+		return exitFailed, err.Error()
+	}
+	switch se.kind {
+	case kindUnknown:
+		return exitFailed, fmt.Sprintf("unknown: the write may or may not be applied (%v): read the key before you write it again", err)
+	case kindConnect:
+		return exitConnect, err.Error()
+	case kindNotFound:
+		return exitNotFound, "(nil)"
+	case kindCondition:
+		return exitNotFound, "a condition does not hold: nothing was changed; read the key again and decide anew"
+	case kindDenied:
+		return exitDenied, fmt.Sprintf("denied: %v", err)
+	case kindTimeout:
+		return exitTimeout, fmt.Sprintf("no answer in time: %v; nothing was changed: try again, or raise --timeout", err)
+	case kindUnhealthy:
+		return exitUnhealthy, fmt.Sprintf("the cluster cannot serve this now: %v; nothing was changed: see `kvctl status`", err)
+	}
+	return exitFailed, err.Error()
+}
+
+// newExitCodesCmd is a help topic: cobra shows a command without Run under "Additional help topics".
+func newExitCodesCmd() *cobra.Command {
+	return &cobra.Command{Use: "exit-codes", Short: "What each exit code means", Long: exitCodesText}
+}

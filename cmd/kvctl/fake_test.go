@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"iter"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+// testNow is the time in every test: outputs are golden.
+var testNow = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// fakeStore is a store in memory, with versions as a server gives them.
+type fakeStore struct {
+	mu      sync.Mutex
+	data    map[string]record
+	version uint64
+	// fail, when set, decides the outcome of each call before it does anything.
+	fail   func(verb, key string) error
+	status string
+	calls  int
+	closed int
+}
+
+func newFakeStore() *fakeStore { return &fakeStore{data: map[string]record{}} }
+
+func (f *fakeStore) step(ctx context.Context, verb, key string) error {
+	f.calls++
+	if f.fail != nil {
+		if err := f.fail(verb, key); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (f *fakeStore) holds(key string, cs []condition) bool {
+	r, ok := f.data[key]
+	for _, c := range cs {
+		switch c.Kind {
+		case ifVersion:
+			if !ok || r.Version != c.Version {
+				return false
+			}
+		case ifExists:
+			if !ok {
+				return false
+			}
+		case ifAbsent:
+			if ok {
+				return false
+			}
+		case ifValue:
+			if !ok || !bytes.Equal(r.Value, c.Value) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (f *fakeStore) put(key string, value []byte, o putOptions) {
+	r := record{Key: key, Value: bytes.Clone(value), Version: f.version, CreatedAt: testNow, UpdatedAt: testNow, ContentType: o.ContentType, Encoding: o.Encoding, Tags: o.Tags}
+	if o.TTL > 0 {
+		r.ExpiresAt = testNow.Add(o.TTL)
+	}
+	if old, ok := f.data[key]; ok {
+		r.CreatedAt = old.CreatedAt
+	}
+	f.data[key] = r
+}
+
+func (f *fakeStore) Put(ctx context.Context, key string, value []byte, o putOptions) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "put", key); err != nil {
+		return 0, err
+	}
+	if !f.holds(key, o.Conditions) {
+		return 0, &storeError{kindCondition, errors.New("condition failed")}
+	}
+	f.version += 1 << 20
+	f.put(key, value, o)
+	return f.version, nil
+}
+
+func (f *fakeStore) Get(ctx context.Context, key string) (record, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "get", key); err != nil {
+		return record{}, err
+	}
+	r, ok := f.data[key]
+	if !ok {
+		return record{}, &storeError{kindNotFound, errors.New("not found")}
+	}
+	return r, nil
+}
+
+func (f *fakeStore) Delete(ctx context.Context, key string, cs []condition) (bool, uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "delete", key); err != nil {
+		return false, 0, err
+	}
+	if !f.holds(key, cs) {
+		return false, 0, &storeError{kindCondition, errors.New("condition failed")}
+	}
+	f.version += 1 << 20
+	_, ok := f.data[key]
+	delete(f.data, key)
+	return ok, f.version, nil
+}
+
+func (f *fakeStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
+	return func(yield func(record, error) bool) {
+		f.mu.Lock()
+		var keys []string
+		for k := range f.data {
+			if strings.HasPrefix(k, o.Prefix) && k >= o.Start && (o.End == "" || k < o.End) {
+				keys = append(keys, k)
+			}
+		}
+		f.mu.Unlock()
+		sort.Strings(keys)
+		if o.Reverse {
+			sort.Sort(sort.Reverse(sort.StringSlice(keys)))
+		}
+		for i, k := range keys {
+			if o.Limit > 0 && i == o.Limit {
+				return
+			}
+			f.mu.Lock()
+			r := f.data[k]
+			err := f.step(ctx, "list", k)
+			f.mu.Unlock()
+			if o.KeysOnly {
+				r.Value = nil
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (f *fakeStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "txn", ""); err != nil {
+		return txnResult{}, err
+	}
+	var res txnResult
+	for i, op := range ops {
+		for j, c := range op.Options.Conditions {
+			if !f.holds(op.Key, []condition{c}) {
+				res.Failed = append(res.Failed, failedCondition{i, j})
+			}
+		}
+	}
+	if len(res.Failed) > 0 {
+		return res, nil
+	}
+	f.version += 1 << 20
+	res.Committed, res.Version = true, f.version
+	for _, op := range ops {
+		var r txnOpResult
+		r.Record, r.Found = f.data[op.Key]
+		switch op.Type {
+		case txnPut:
+			f.put(op.Key, op.Value, op.Options)
+		case txnDelete:
+			delete(f.data, op.Key)
+		}
+		res.Results = append(res.Results, r)
+	}
+	return res, nil
+}
+
+func (f *fakeStore) Status(ctx context.Context) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return []byte(f.status), f.step(ctx, "status", "")
+}
+
+func (f *fakeStore) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed++
+	return nil
+}
+
+// cli runs one command line against s, on pipes.
+func cli(t *testing.T, s *fakeStore, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	code, stdout, stderr, _ = cliApp(t, s, stdin, nil, args...)
+	return code, stdout, stderr
+}
+
+// cliApp is cli that lets change prepare the app, and tells how it was opened.
+func cliApp(t *testing.T, s *fakeStore, stdin string, change func(*app), args ...string) (code int, stdout, stderr string, opened openOptions) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	a := &app{
+		in: strings.NewReader(stdin), out: &out, err: &errs,
+		getenv: func(string) string { return "" }, now: func() time.Time { return testNow },
+		open: func(_ context.Context, o openOptions) (store, error) { opened = o; return s, nil },
+	}
+	if change != nil {
+		change(a)
+	}
+	code = a.run(t.Context(), args)
+	return code, out.String(), errs.String(), opened
+}
+
+// golden compares got with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got == string(want) {
+		return
+	}
+	g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(g), len(w)) {
+		if i >= len(g) || i >= len(w) || g[i] != w[i] {
+			t.Fatalf("%s differs from line %d on (-update writes it anew)\ngot:\n%s\nwant:\n%s", path, i+1, strings.Join(g[min(i, len(g)):min(i+5, len(g))], "\n"), strings.Join(w[min(i, len(w)):min(i+5, len(w))], "\n"))
+		}
+	}
+}

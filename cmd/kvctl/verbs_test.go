@@ -1,0 +1,242 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sampleStore holds one key of each sort.
+func sampleStore() *fakeStore {
+	s := newFakeStore()
+	for _, r := range []struct {
+		key, value string
+		o          putOptions
+	}{
+		{"hello", "world", putOptions{}},
+		{"user:1", `{"name":"Ada <ada@example.com>"}`, putOptions{ContentType: "application/json", Tags: map[string]string{"team": "a", "env": "test"}}},
+		{"user:2", strings.Repeat("long ", 30), putOptions{TTL: 90 * time.Second}},
+		{"user:3", "\x00\xff\xfe", putOptions{Encoding: "gzip"}},
+		{"user:é\t", "tab and accent in the key", putOptions{}},
+		{"z", "", putOptions{}},
+	} {
+		s.version += 1 << 20
+		s.put(r.key, []byte(r.value), r.o)
+	}
+	s.version = 42 << 20
+	return s
+}
+
+const sampleStatus = `{"cluster_id":"8f3a","node_id":"n1","is_leader":false,"leader_id":"n2","term":7,"applied_index":9120331,"revision":"9563300000000","state_digest":"ab12","lease":{"held":false,"mode":"lease"},"nodes":[` +
+	`{"id":"n1","role":"voter","state":"ok","raft_address":"10.0.1.10:7000","address":"10.0.1.10:7001","applied_index":9120331,"lag":0,"version":"v1.0.0"},` +
+	`{"id":"n2","role":"voter","state":"ok","raft_address":"10.0.1.11:7000","address":"10.0.1.11:7001","applied_index":9120331,"lag":0,"version":"v1.0.0"},` +
+	`{"id":"n3","role":"voter","state":"unreachable","raft_address":"10.0.1.12:7000","address":"10.0.1.12:7001","applied_index":9120000,"lag":331,"version":"v1.0.0"}],` +
+	`"current_config":[],"pending_config":null,"durability":"fsync","read_mode":"lease","pid":4711}`
+
+// Every verb in every form of output, with its exit code: one golden file shows them all.
+func TestVerbs_OutputsAndExitCodes_Golden(t *testing.T) {
+	var b strings.Builder
+	for _, c := range []struct {
+		args  string
+		stdin string
+	}{
+		{args: "put hello moon"}, {args: "put hello moon -o json"}, {args: "put hello moon -o raw"}, {args: "put piped -", stdin: "from stdin\n"},
+		{args: "put hello x --if-version 1"}, {args: "put hello x --if-version 1048576"}, {args: "put hello x --if-absent"}, {args: "put new x --if-absent"},
+		{args: "get hello"}, {args: "get nope"}, {args: "get nope -o json"}, {args: "get user:1 -o json"}, {args: "get user:3 -o json"}, {args: "get user:1 --meta"}, {args: "get z"},
+		{args: "delete hello"}, {args: "delete nope"}, {args: "delete nope -o json"}, {args: "delete hello -o json"}, {args: "delete hello --if-value moon"},
+		{args: "list"}, {args: "list user: --limit 2"}, {args: "list user: --reverse --keys-only"}, {args: "list --start i --end user:2 -o raw"}, {args: "list -o jsonl"},
+		{args: "list user: -o json"}, {args: "list none"}, {args: "list none -o json"}, {args: "list user: --keys-only -o raw"},
+		{args: "txn", stdin: "put a 1\nget hello\ndelete z\ncheck user:1\nif exists\n"}, {args: "txn -o json", stdin: "get hello\nput b \"two words\"\ndelete nope\nget nope"},
+		{args: "txn", stdin: `{"operations":[{"type":"PUT","key":"a","text":"1","conditions":[{"if_exists":true}]},{"type":"GET","key":"hello"}]}`},
+		{args: "txn -o json", stdin: `{"operations":[{"type":"delete","key":"hello","conditions":[{"if_version_match":"9"}]}]}`},
+		{args: "txn -o raw", stdin: "get hello\nput q 1"},
+		{args: "status"}, {args: "status -o json"},
+		{args: "export user:"}, {args: "export --meta --start z"},
+		{args: "import -", stdin: `{"key":"i","text":"1"}` + "\n"}, {args: "import - -o json", stdin: `{"key":"i","text":"1"}`},
+	} {
+		s := sampleStore()
+		s.status = sampleStatus
+		code, out, errs := cli(t, s, c.stdin, strings.Fields(c.args)...)
+		fmt.Fprintf(&b, "$ kvctl %s\n%s", c.args, out)
+		if out != "" && !strings.HasSuffix(out, "\n") {
+			b.WriteString("⏎\n")
+		}
+		for line := range strings.Lines(errs) {
+			b.WriteString("stderr: " + line)
+		}
+		fmt.Fprintf(&b, "exit %d\n\n", code)
+		if s.closed != 1 {
+			t.Errorf("%s: the store was closed %d times", c.args, s.closed)
+		}
+	}
+	golden(t, "verbs.txt", b.String())
+}
+
+// Each kind of failure has its exit code and its words, for a write and for a read.
+func TestFailures_ExitCodesAndMessages_Golden(t *testing.T) {
+	var b strings.Builder
+	for _, c := range []struct {
+		kind errKind
+		code int
+		want string
+	}{
+		{kindFailed, 1, "went wrong"},
+		{kindUnknown, 1, "unknown: the write may or may not be applied"},
+		{kindConnect, 3, "went wrong"},
+		{kindNotFound, 4, "(nil)"},
+		{kindCondition, 4, "nothing was changed"},
+		{kindDenied, 5, "denied"},
+		{kindTimeout, 6, "--timeout"},
+		{kindUnhealthy, 7, "kvctl status"},
+	} {
+		s := sampleStore()
+		s.fail = func(string, string) error { return &storeError{c.kind, errors.New("went wrong")} }
+		code, out, errs := cli(t, s, "", "put", "hello", "x")
+		if code != c.code || !strings.Contains(errs, c.want) || out != "" {
+			t.Errorf("kind %d: exit %d, stdout %q, stderr %q; want exit %d and %q", c.kind, code, out, errs, c.code, c.want)
+		}
+		fmt.Fprintf(&b, "%s", errs)
+	}
+	golden(t, "failures.txt", b.String())
+}
+
+func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
+	for _, args := range [][]string{
+		{"fly"}, {"put"}, {"put", "a"}, {"put", "a", "b", "c"}, {"put", "a", "b", "--file", "x"}, {"put", "a", "b", "--nope"}, {"put", "", "b"}, {"put", "a\xff", "b"},
+		{"put", strings.Repeat("k", 1025), "b"}, {"put", "a", "b", "--tag", "novalue"}, {"put", "a", "b", "--ttl", "0s"}, {"put", "a", "b", "--ttl", "soon"},
+		{"put", "a", "b", "--if-absent", "--if-exists"}, {"get"}, {"get", "a", "b"}, {"get", "a", "-o", "yaml"}, {"get", "a", "--timeout", "-1s"},
+		{"get", "a", "--endpoints", "nohost"}, {"list", "a", "b"}, {"list", "--limit", "-1"}, {"status", "x"}, {"import"}, {"import", "-", "--concurrency", "0"}, {"txn", "x"},
+	} {
+		s := newFakeStore()
+		code, _, errs := cli(t, s, "", args...)
+		if code != exitUsage || !strings.Contains(errs, "kvctl: ") || !strings.Contains(errs, "see `kvctl --help`") {
+			t.Errorf("%q: exit %d, %q", args, code, errs)
+		}
+		if s.calls != 0 {
+			t.Errorf("%q reached the store", args)
+		}
+	}
+	for _, text := range []string{"", "put a", "fly a", "if exists", "put a 1\nif never", "get a\nif version=x", "check a", `put "a 1`, `{"operations":[]}`, `{"operations":[{"type":"FLY","key":"a"}]}`,
+		`{"operations":[{"type":"PUT","key":"a"}]}`, `{"operations":[{"type":"PUT","key":"a","text":"x","value":"eA=="}]}`, `{"operations":[{"type":"GET","key":"a","text":"x"}]}`,
+		`{"operations":[{"type":"GET","key":""}]}`, `{"operations":[{"type":"GET","key":"a","odd":1}]}`, `{"operations":[{"type":"GET","key":"a","conditions":[{}]}]}`,
+		`{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":true,"if_not_exists":true}]}]}`, `{"operations":[{"type":"GET","key":"a"}]} {}`} {
+		s := newFakeStore()
+		if code, _, errs := cli(t, s, text, "txn"); code != exitUsage || s.calls != 0 {
+			t.Errorf("transaction %q: exit %d, %d calls, %q", text, code, s.calls, errs)
+		}
+	}
+}
+
+func TestHelp_TopicsAndVersion(t *testing.T) {
+	code, out, _ := cli(t, newFakeStore(), "", "help", "exit-codes")
+	if code != 0 || strings.TrimSpace(out) != strings.TrimSpace(exitCodesText) {
+		t.Errorf("exit %d, %q", code, out)
+	}
+	code, out, _ = cli(t, newFakeStore(), "", "--version")
+	if code != 0 || !strings.HasPrefix(out, "kvctl dev (go") || strings.Count(out, "\n") != 1 {
+		t.Errorf("exit %d, %q", code, out)
+	}
+	code, out, _ = cli(t, newFakeStore(), "", "version", "-o", "json")
+	if code != 0 || !strings.Contains(out, `"protocol":1`) {
+		t.Errorf("exit %d, %q", code, out)
+	}
+	if code, out, _ = cli(t, newFakeStore(), "", "completion", "bash"); code != 0 || !strings.Contains(out, "kvctl") {
+		t.Errorf("completion: exit %d", code)
+	}
+	if _, out, _ = cli(t, newFakeStore(), ""); !strings.Contains(out, "kvctl put hello world") {
+		t.Errorf("no example in the help: %q", out)
+	}
+}
+
+func TestEndpoints_FlagThenEnvironmentThenDefault(t *testing.T) {
+	env := func(a *app) {
+		a.getenv = func(name string) string {
+			if name == "KVCTL_ENDPOINTS" {
+				return "a:1, b:2"
+			}
+			return ""
+		}
+	}
+	for _, c := range []struct {
+		change func(*app)
+		args   []string
+		want   string
+	}{
+		{nil, nil, "[127.0.0.1:7001]"},
+		{env, nil, "[a:1 b:2]"},
+		{env, []string{"--endpoints", "kv://c:3,d:4", "--namespace", "ns", "--timeout", "2s"}, "[c:3 d:4]"},
+	} {
+		_, _, _, o := cliApp(t, sampleStore(), "", c.change, append([]string{"get", "hello"}, c.args...)...)
+		if got := fmt.Sprint(o.Endpoints); got != c.want {
+			t.Errorf("endpoints %s, want %s", got, c.want)
+		}
+		if len(c.args) > 0 && (o.Namespace != "ns" || o.Timeout != 2*time.Second) {
+			t.Errorf("opened with %+v", o)
+		}
+	}
+}
+
+// On a terminal a newline follows a value that has none; on a pipe the bytes are exact.
+func TestGet_Terminal_NewlineAdded_PipeExact(t *testing.T) {
+	s := sampleStore()
+	tty := func(a *app) { a.outTTY = true }
+	if _, out, _, _ := cliApp(t, s, "", tty, "get", "hello"); out != "world\n" {
+		t.Errorf("terminal: %q", out)
+	}
+	if _, out, _, _ := cliApp(t, s, "", tty, "get", "hello", "-o", "raw"); out != "world" {
+		t.Errorf("raw: %q", out)
+	}
+	if _, out, _ := cli(t, s, "", "get", "user:3"); out != "\x00\xff\xfe" {
+		t.Errorf("pipe: %q", out)
+	}
+}
+
+func TestStatus_NoQuorumOrNoLeader_ExitsSeven(t *testing.T) {
+	s := newFakeStore()
+	for _, c := range []struct{ text, want string }{
+		{strings.Replace(sampleStatus, `"leader_id":"n2"`, `"leader_id":""`, 1), "no leader"},
+		{strings.ReplaceAll(sampleStatus, `"state":"ok"`, `"state":"down"`), "0 of 3 voters"},
+	} {
+		s.status = c.text
+		for _, form := range []string{"table", "json", "raw"} {
+			code, out, errs := cli(t, s, "", "status", "-o", form)
+			if code != exitUnhealthy || out == "" || !strings.Contains(errs, c.want) {
+				t.Errorf("%s: exit %d, %q, want %d and %q", form, code, errs, exitUnhealthy, c.want)
+			}
+		}
+	}
+	s.status = "not JSON"
+	if code, _, _ := cli(t, s, "", "status"); code != exitFailed {
+		t.Errorf("garbage from the server: exit %d", code)
+	}
+}
+
+func TestList_BreaksOff_ShowsWhatCameAndFails(t *testing.T) {
+	s := sampleStore()
+	s.fail = func(_, key string) error {
+		if key == "user:2" {
+			return &storeError{kindUnhealthy, errors.New("no leader")}
+		}
+		return nil
+	}
+	code, out, errs := cli(t, s, "", "list", "-o", "raw")
+	if code != exitUnhealthy || !strings.Contains(out, "hello\tworld\n") || !strings.Contains(errs, "not complete") {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, out, errs)
+	}
+}
+
+func TestInterrupt_ExitsOneThirty(t *testing.T) {
+	s := sampleStore()
+	var out, errs bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	s.fail = func(string, string) error { cancel(); return nil }
+	a := &app{in: strings.NewReader(""), out: &out, err: &errs, getenv: func(string) string { return "" }, now: time.Now,
+		open: func(context.Context, openOptions) (store, error) { return s, nil }}
+	if code := a.run(ctx, []string{"put", "a", "b"}); code != exitInterrupted {
+		t.Errorf("exit %d, %q", code, errs.String())
+	}
+}
