@@ -54,7 +54,7 @@ func methodNotAllowed(w http.ResponseWriter, allow string) {
 
 // status answers with the node's state. It is JSON already.
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	resp := s.do(r.Context(), &wire.Request{Op: wire.OpStatus})
+	resp := s.do(r.Context(), &wire.Request{Op: wire.OpStatus, Group: wire.GroupDefault})
 	if resp.Status != wire.StatusOK {
 		fail(w, false, &resp)
 		return

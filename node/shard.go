@@ -57,9 +57,10 @@ func openShard(o *Options, id uint32, guard *diskguard.Guard, doors *doors) (s *
 	if s.engine, err = engine.Open(eo); err != nil {
 		return nil, err
 	}
+	e := s.engine // s is nil where an error is returned
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.engine.Close())
+			err = errors.Join(err, e.Close())
 		}
 	}()
 	co := o.Consensus
