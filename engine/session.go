@@ -33,6 +33,10 @@ type sessions struct {
 	// Invariant: live is the number of kept results that point to it, and above 0.
 	journal map[journalPlace]journalState
 
+	// bytes estimates the memory of all kept answers; it is a function of the table alone.
+	// Invariant between entries: bytes <= bytesMax.
+	bytes, bytesMax int64
+
 	// What the entry at hand has done; emptied by flush.
 	touched  []*session
 	produced []producedResult
@@ -97,7 +101,7 @@ type producedResult struct {
 }
 
 func newSessions() *sessions {
-	t := &sessions{byID: make(map[uint64]*session), journal: make(map[journalPlace]journalState)}
+	t := &sessions{byID: make(map[uint64]*session), journal: make(map[journalPlace]journalState), bytesMax: wire.SessionsBytesMax}
 	t.idle.prev, t.idle.next = &t.idle, &t.idle
 	return t
 }
@@ -150,7 +154,30 @@ func (t *sessions) keep(s *session, seq, ts uint64, res *wire.Result) {
 	k.place = journalPlace{ts, t.part}
 	t.put(s, seq, k)
 	t.produced = append(t.produced, producedResult{s, seq, k.place})
+	t.makeRoom(s)
 }
+
+// makeRoom ends the sessions that have been idle for longest until the kept answers fit into their bound
+// again. Their clients learn it by SESSION_EXPIRED, as after any other end. keep is spared: alone it
+// can't fill the bound.
+func (t *sessions) makeRoom(keep *session) {
+	for s := t.idle.next; t.bytes > t.bytesMax && s != &t.idle; {
+		next := s.next
+		if s != keep {
+			t.end(s)
+		}
+		s = next
+	}
+}
+
+// keptResultOverheadBytes is what one kept answer costs besides its payload: its place in the maps and
+// the digest of its share of a J record, rounded up.
+const keptResultOverheadBytes = 128
+
+func (k *keptResult) bytes() int64 { return keptResultOverheadBytes + int64(len(k.payload)) }
+
+// One session alone fits: a negative difference does not compile.
+const _ = uint(wire.SessionsBytesMax - wire.SessionWindow*(wire.SessionReplayBytesMax+keptResultOverheadBytes))
 
 // close ends a session; false when there is none.
 func (t *sessions) close(id uint64) bool {
@@ -216,6 +243,7 @@ func (t *sessions) raiseFloor(s *session, floor uint64) {
 		seq := s.floor + n
 		if k, ok := s.results[seq]; ok {
 			delete(s.results, seq)
+			t.bytes -= k.bytes()
 			t.release(k.place)
 		}
 	}
@@ -225,6 +253,7 @@ func (t *sessions) raiseFloor(s *session, floor uint64) {
 // put and release keep the count of answers that point to a J record.
 func (t *sessions) put(s *session, seq uint64, k keptResult) {
 	s.results[seq] = k
+	t.bytes += k.bytes()
 	j := t.journal[k.place]
 	j.live++
 	t.journal[k.place] = j

@@ -203,3 +203,46 @@ func TestSession_MoreThanThereMayBe_AreRefused(t *testing.T) {
 		t.Fatal("idle sessions still count")
 	}
 }
+
+func TestSession_AnswersBeyondTheirBound_EndTheLongestIdleSessions(t *testing.T) {
+	o := engineOptions(t, t.TempDir())
+	d := newDriver(t, o)
+	table := func() *sessions { return d.e.applier.sessions }
+	idle, lively, writer := openTestSession(d), openTestSession(d), openTestSession(d)
+	for seq := uint64(1); seq <= 10; seq++ {
+		d.one(putOp("k", nil, nil).session(idle, seq, 0))
+		d.one(putOp("k", nil, nil).session(writer, seq, 0))
+	}
+	d.one(putOp("k", nil, nil).session(lively, 1, 0))
+	if got, want := table().bytes, int64(21*keptResultOverheadBytes); got != want {
+		t.Fatalf("%d bytes kept, want %d", got, want)
+	}
+	table().bytesMax = 21 * keptResultOverheadBytes
+	res := d.one(putOp("k", nil, nil).session(writer, 11, 0))
+	if res.Status != wire.StatusOK {
+		t.Fatalf("the write that went over the bound: %+v", res)
+	}
+	if got := d.one(putOp("k", nil, nil).session(idle, 1, 0)); got.Status != wire.StatusSessionExpired {
+		t.Fatalf("the idle session: %+v", got)
+	}
+	for id, seq := range map[uint64]uint64{lively: 1, writer: 11} {
+		if got := d.one(putOp("k", nil, nil).session(id, seq, 0)); !got.Replayed {
+			t.Fatalf("session %d lost its answer: %+v", id, got)
+		}
+	}
+	// Acknowledged answers give their room back, and the count is the same after a restart.
+	d.one(putOp("k", nil, nil).session(writer, 12, 11))
+	if got, want := table().bytes, int64(2*keptResultOverheadBytes); got != want {
+		t.Fatalf("%d bytes kept after the floor rose, want %d", got, want)
+	}
+	if err := d.e.VerifyDigest(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.e = mustOpen(t, o)
+	if got, want := table().bytes, int64(2*keptResultOverheadBytes); got != want {
+		t.Fatalf("%d bytes kept after a restart, want %d", got, want)
+	}
+}

@@ -71,6 +71,9 @@ const (
 	// SessionReplayBytesMax is the largest result payload that is kept for a replay; a longer one is
 	// replayed as status and revision only, with FlagReplayed set on the answer.
 	SessionReplayBytesMax = 1 << 10
+	// SessionsBytesMax bounds the memory of all answers kept for replays in one group. Beyond it the
+	// sessions that have been idle for longest are ended.
+	SessionsBytesMax = 256 << 20
 	// SessionTTL is how long (in log time) a session lives after its last write.
 	SessionTTL = 10 * time.Minute
 

@@ -88,6 +88,7 @@ func TestProtocolPage_Limits_MatchTheCode(t *testing.T) {
 		{"sequence number above the floor", SessionWindow, "SESSION_STALE"},
 		{"sessions of a group", SessionsMax, "SESSIONS_TOO_MANY"},
 		{"payload kept for a replay, bytes", SessionReplayBytesMax, "replayed without payload"},
+		{"answers kept for replays in all, bytes", SessionsBytesMax, "the sessions idle for longest are ended"},
 		{"time to live of an idle session, milliseconds", SessionTTL.Milliseconds(), "SESSION_EXPIRED"},
 		{"unanswered requests of a connection (HELLO tells)", ConnInflightMax, "BUSY"},
 		{"bytes of their bodies (HELLO tells)", ConnInflightBytesMax, "BUSY"},
