@@ -76,6 +76,13 @@ func (s *store) open() error {
 		if !slices.Contains(generations, cp.Generation) {
 			return damaged(fmt.Sprintf("generation %d of the checkpoint is missing", cp.Generation), nil)
 		}
+		// Without its manifest Badger takes the directory for a new store, and removes the tables.
+		manifest := filepath.Join(generationDir(s.dir, cp.Generation), badger.ManifestFilename)
+		if _, err := os.Stat(manifest); errors.Is(err, os.ErrNotExist) {
+			return damaged(fmt.Sprintf("%q is missing", manifest), nil)
+		} else if err != nil {
+			return err
+		}
 		if err := s.removeStaleGenerations(generations, cp.Generation); err != nil {
 			return err
 		}

@@ -23,6 +23,9 @@ type identity struct {
 	NodeID      string    `json:"node_id"`
 	Incarnation string    `json:"incarnation"` // 128 random bits, hex
 	CreatedAt   time.Time `json:"created_at"`
+	// Served is set before the node first opens its doors: from then on there may be acknowledged writes,
+	// and a directory without any state of its group has lost them.
+	Served bool `json:"served"`
 }
 
 const (
@@ -76,11 +79,34 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 	var bits [16]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
 	id = identity{Format: identityFormat, NodeID: nodeID, Incarnation: hex.EncodeToString(bits[:]), CreatedAt: time.Now().UTC().Truncate(time.Second)}
-	if b, err = json.Marshal(id); err != nil {
-		return id, false, fmt.Errorf("cannot encode identity: %w", err)
+	return id, true, id.write(dir)
+}
+
+// write replaces the identity file of dir.
+func (id *identity) write(dir string) error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return fmt.Errorf("cannot encode identity: %w", err)
 	}
-	if err := record.WriteFileAtomic(path, b, 0o600); err != nil {
-		return id, false, fmt.Errorf("cannot write identity of data directory %s: %w", dir, err)
+	if err := record.WriteFileAtomic(filepath.Join(dir, "identity"), b, 0o600); err != nil {
+		return fmt.Errorf("cannot write identity of data directory %s: %w", dir, err)
 	}
-	return id, true, nil
+	return nil
+}
+
+// checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint nor a
+// vote now. Engine and log would each find themselves new, agree, and start an empty store. (Where only
+// some of their files are missing, they find the contradiction themselves.)
+func (id *identity) checkNotEmptied(dir string) error {
+	if !id.Served {
+		return nil
+	}
+	group := filepath.Join(dir, "groups", "1")
+	for _, name := range []string{"CHECKPOINT", filepath.Join("log", "vote")} {
+		if _, err := os.Stat(filepath.Join(group, name)); !errors.Is(err, fs.ErrNotExist) {
+			return nil // there, or an error that its owner will meet and name
+		}
+	}
+	return fmt.Errorf("data directory %s served before, but the state in %s is gone: everything that was acknowledged would be missing. "+
+		"Put the missing files back, or restore from a backup into a new data directory; if the data is not needed any more, choose another --data-dir", dir, group)
 }

@@ -73,6 +73,9 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return err
 	}
 	n.fresh = fresh
+	if err := id.checkNotEmptied(o.DataDir); err != nil {
+		return err
+	}
 	// The ports next, before time goes into replay: a port in use should be known at once.
 	var ls [3]net.Listener // set to nil where a server has taken it over
 	defer func() {
@@ -109,6 +112,12 @@ func (n *Node) open(ctx context.Context) (err error) {
 	defer cancel()
 	if err := n.shard.begin(start); err != nil {
 		return err
+	}
+	if !id.Served {
+		id.Served = true
+		if err := id.write(o.DataDir); err != nil {
+			return err
+		}
 	}
 
 	no := o.Net
