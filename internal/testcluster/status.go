@@ -1,0 +1,100 @@
+package testcluster
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Status is what a node says of itself, as far as tests look at it.
+type Status struct {
+	ClusterID       string `json:"cluster_id"`
+	NodeID          string `json:"node_id"`
+	IsLeader        bool   `json:"is_leader"`
+	Term            uint64 `json:"term"`
+	AppliedIndex    uint64 `json:"applied_index"`
+	CheckpointIndex uint64 `json:"checkpoint_index"`
+	FirstIndex      uint64 `json:"log_first_index"`
+	LastIndex       uint64 `json:"log_last_index"`
+	Revision        string `json:"revision"`
+	StateDigest     string `json:"state_digest"`
+	Records         uint64 `json:"records"`
+	Sessions        int    `json:"sessions"`
+	Disk            struct {
+		State     string `json:"state"`
+		FreeBytes uint64 `json:"free_bytes"`
+	} `json:"disk"`
+}
+
+// Status asks the node.
+func (n *Node) Status() (Status, error) {
+	resp, err := n.client.Get("http://" + n.HTTPAddr() + "/api/v1/admin/status")
+	if err != nil {
+		return Status{}, err
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return Status{}, fmt.Errorf("cannot read the status: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return Status{}, fmt.Errorf("cannot get the status: %s: %s", resp.Status, body)
+	}
+	var s Status
+	if err := json.Unmarshal(body, &s); err != nil {
+		return Status{}, fmt.Errorf("cannot read the status: %w: %s", err, body)
+	}
+	return s, nil
+}
+
+// MustStatus is Status that ends the test on an error.
+func (n *Node) MustStatus() Status {
+	n.t.Helper()
+	s, err := n.Status()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s
+}
+
+// MemoryBytes gives the resident memory of the process, and the most it ever was.
+func (n *Node) MemoryBytes() (now, peak int64, err error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(n.Pid()) + "/status")
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot read the memory of the node: %w", err)
+	}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), ":")
+		var to *int64
+		switch name {
+		case "VmRSS":
+			to = &now
+		case "VmHWM":
+			to = &peak
+		default:
+			continue
+		}
+		kib, perr := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		if perr != nil {
+			return 0, 0, errors.Join(fmt.Errorf("cannot read the memory of the node: %w", perr), f.Close())
+		}
+		*to = kib << 10
+	}
+	if now == 0 || peak == 0 {
+		err = errors.New("cannot read the memory of the node: the kernel names none")
+	}
+	return now, peak, errors.Join(err, f.Close())
+}
+
+// ResetMemoryPeak makes the peak that MemoryBytes tells begin anew at what the process uses now.
+func (n *Node) ResetMemoryPeak() error {
+	if err := os.WriteFile("/proc/"+strconv.Itoa(n.Pid())+"/clear_refs", []byte("5"), 0); err != nil {
+		return fmt.Errorf("cannot reset the peak of the node's memory: %w", err)
+	}
+	return nil
+}
