@@ -357,14 +357,39 @@ func TestBody_LyingLength_CostsNoMoreThanWhatArrives(t *testing.T) {
 	}
 }
 
-func TestBody_BudgetUsedUp_RefusesWithoutReading(t *testing.T) {
-	_, s := start(t, func(o *Options) { o.BodyBytesMax = 10 })
-	resp, body := send(t, s, "PUT", keysPath+"k", "eleven bytes")
+func TestBody_BudgetUsedUp_RefusesUntilItIsFreeAgain(t *testing.T) {
+	m, s := start(t, func(o *Options) { o.BodyBytesMax = 3 * bodyStepBytes })
+	large := strings.Repeat("x", 4*bodyStepBytes)
+	resp, body := send(t, s, "PUT", keysPath+"k", large)
 	if p := decode(t, body); resp.StatusCode != 503 || p.Title != "BUSY" || p.Applied != "no" {
 		t.Fatalf("%d %+v", resp.StatusCode, p)
 	}
-	if resp, _ := send(t, s, "PUT", keysPath+"k", "ten bytes!"); resp.StatusCode != 200 {
-		t.Fatalf("within the budget: %d", resp.StatusCode)
+	// Nothing of it is held on to, neither after a refusal nor after a success.
+	for range 10 {
+		if resp, body := send(t, s, "PUT", keysPath+"k", "small"); resp.StatusCode != 200 {
+			t.Fatalf("within the budget: %d %s", resp.StatusCode, body)
+		}
+		if resp, _ := send(t, s, "PUT", keysPath+"k", large); resp.StatusCode != 503 {
+			t.Fatalf("beyond it: %d", resp.StatusCode)
+		}
+	}
+	if string(m.records["k"].Value) != "small" {
+		t.Fatal("a refused body was stored")
+	}
+}
+
+func TestBody_SilentClaims_TakeNothingFromOthers(t *testing.T) {
+	_, s := start(t, func(o *Options) { o.BodyBytesMax = 10 * bodyStepBytes })
+	for range 8 {
+		c, err := net.Dial("tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "PUT %sk HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\nx", keysPath, wire.ValueBytesMax)
+	}
+	if resp, body := send(t, s, "PUT", keysPath+"k", "v"); resp.StatusCode != 200 {
+		t.Fatalf("beside eight claims of 16 MiB: %d %s", resp.StatusCode, body)
 	}
 }
 

@@ -86,58 +86,51 @@ func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wir
 	return op
 }
 
+// bodyStepBytes is the room that a body is given at first, and the least that it grows by.
+const bodyStepBytes = 16 << 10
+
 // readBody appends the request's body to prefix, within the value's limit and the server's budget. The
-// budget is returned by release.
+// declared length is a claim: room is made, and taken from the budget, as bytes arrive, so that silence
+// costs nothing. release returns what was taken.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte) (body []byte, release func(), ref *wire.Refusal) {
 	tooLarge := &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("the value exceeds %d bytes (16 MiB); nothing was changed", wire.ValueBytesMax)}
 	if r.ContentLength > wire.ValueBytesMax {
 		return nil, nil, tooLarge
 	}
-	reserve := r.ContentLength
-	if reserve < 0 {
-		reserve = wire.ValueBytesMax // of unknown length: reserve for the largest
-	}
-	if !s.bodies.TryAcquire(reserve) {
-		return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: "the bodies of requests in progress fill the server's budget; nothing was changed: try again after a pause"}
-	}
-	release = func() { s.bodies.Release(reserve) }
-	// A body that trickles in would hold its budget for ever.
+	var taken int64
+	defer func() {
+		if ref != nil {
+			s.bodies.Release(taken)
+		}
+	}()
+	// A body that trickles in would hold its share for ever.
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.o.BodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		release()
 		return nil, nil, &wire.Refusal{Status: wire.StatusRetryLater, Text: "the connection is gone"}
 	}
 	src := http.MaxBytesReader(w, r.Body, wire.ValueBytesMax)
-	if r.ContentLength > 0 {
-		// The length is a claim: begin with 64 KiB at most and grow with what arrives.
-		grown := make([]byte, len(prefix), len(prefix)+int(min(r.ContentLength, 64<<10))+1)
-		copy(grown, prefix)
-		prefix = grown
-	}
-	body, err := appendAll(prefix, src)
-	if err != nil {
-		release()
-		var limit *http.MaxBytesError
-		if errors.As(err, &limit) {
-			return nil, nil, tooLarge
-		}
-		return nil, nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "the body ended early; nothing was changed"}
-	}
-	return body, release, nil
-}
-
-// appendAll appends all of r to dst.
-func appendAll(dst []byte, r io.Reader) ([]byte, error) {
+	body = prefix
 	for {
-		if len(dst) == cap(dst) {
-			dst = append(dst, 0)[:len(dst)]
-		}
-		n, err := r.Read(dst[len(dst):cap(dst)])
-		dst = dst[:len(dst)+n]
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = nil
+		if len(body) == cap(body) {
+			more := int64(max(bodyStepBytes, len(body)))
+			if !s.bodies.TryAcquire(more) {
+				return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: "the bodies of requests in progress fill the server's budget; nothing was changed: try again after a pause"}
 			}
-			return dst, err
+			taken += more
+			grown := make([]byte, len(body), len(body)+int(more))
+			copy(grown, body)
+			body = grown
+		}
+		n, err := src.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		var limit *http.MaxBytesError
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return body, func() { s.bodies.Release(taken) }, nil
+		case errors.As(err, &limit):
+			return nil, nil, tooLarge
+		default:
+			return nil, nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "the body ended early; nothing was changed"}
 		}
 	}
 }

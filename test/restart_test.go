@@ -445,9 +445,9 @@ func TestDisk_FillsUp_WritesRefusedReadsAndDeletesGoOnAndItHeals(t *testing.T) {
 		return
 	}
 	const mb = 1 << 20
-	disk := testcluster.NewDisk(t, 400*mb)
+	disk := testcluster.NewDisk(t, 600*mb)
 	n := testcluster.Start(t, testcluster.Options{DataDir: filepath.Join(disk.Dir(), "data"), Settings: map[string]string{
-		"disk-floor": "64MiB", "disk-ballast": "8MiB",
+		"disk-floor": "192MiB", "disk-ballast": "8MiB",
 	}})
 	var d dataset
 	d.write(t, n, 100)
@@ -469,7 +469,7 @@ func TestDisk_FillsUp_WritesRefusedReadsAndDeletesGoOnAndItHeals(t *testing.T) {
 	}
 
 	// Below the floor: no new data; reads and deletes go on.
-	fill(40 * mb)
+	fill(100 * mb)
 	eventually(t, "writes are refused for lack of space", func() (bool, error) {
 		err := put()
 		if err != nil && !errors.Is(err, client.ErrDiskFull) {
@@ -547,9 +547,9 @@ func TestDisk_FilledByTheStoreItself_NodeLivesAndKeepsEverything(t *testing.T) {
 	const mb = 1 << 20
 	disk := testcluster.NewDisk(t, 600*mb)
 	// A compaction writes its output before it removes its input, without asking for space, and the store dies
-	// of SIGBUS where that fails: with small memtables that takes up to some 100 MiB (64 MiB were too few).
+	// of SIGBUS where that fails: the floor must leave it room.
 	n := testcluster.Start(t, testcluster.Options{DataDir: filepath.Join(disk.Dir(), "data"), Settings: map[string]string{
-		"disk-floor": "256MiB", "disk-ballast": "8MiB",
+		"disk-ballast": "8MiB",
 	}})
 	c := open(t, n, client.WithTimeout(2*time.Second))
 	var mu sync.Mutex

@@ -37,6 +37,7 @@ func TestRun_WithoutServing_ExitCodesAndWords(t *testing.T) {
 		"open listener by env":   {nil, map[string]string{"KVSTORE_HTTP_LISTEN": "10.0.0.1:80"}, exitUsage, "--insecure"},
 		"out of bounds":          {[]string{"--batch-inflight", "0"}, nil, exitUsage, "outside 1 to 32"},
 		"election too short":     {[]string{"--election-timeout", "100ms"}, nil, exitUsage, "below heartbeat-timeout"},
+		"floor too low":          {[]string{"--disk-floor", "64MiB", "--memtable-size", "4MiB"}, nil, exitUsage, "below 192MiB"},
 		"another cluster":        {[]string{"--initial-cluster", "a=b:1,c=d:2"}, nil, exitUsage, "clusters of one"},
 		"join":                   {[]string{"--join", "127.0.0.1:7003"}, nil, exitUsage, "clusters of one"},
 		"check, good":            {[]string{"--check-config", "--data-dir", dir}, nil, exitOK, "the configuration is good"},

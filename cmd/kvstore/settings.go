@@ -91,7 +91,7 @@ func (c *settings) declare() *config.Set {
 	s.Bytes(&c.historySize, "history-size", 1<<30, 1<<20, 1<<40, "bytes stored after which the past is given up earlier")
 
 	s.Section("Limits")
-	s.Bytes(&c.diskFloor, "disk-floor", 1<<30, 1<<20, 1<<50, "free space below which writes are refused; deletes and reads go on")
+	s.Bytes(&c.diskFloor, "disk-floor", 0, 0, 1<<50, "free space below which writes are refused, while deletes and reads go on; 0: the least there may be, 128MiB + 16 x memtable-size")
 	s.Bytes(&c.ballast, "disk-ballast", 64<<20, 0, 1<<40, "space kept aside for deletes on a full disk; 0: none")
 	s.Int(&c.maxConns, "max-connections", 0, 0, 1<<20, "connections of the binary protocol; 0: by the limit on open files")
 	s.Int(&c.loops, "event-loops", 0, 0, 256, "event loops of the binary protocol; 0: half the processors")
@@ -112,6 +112,9 @@ func (c *settings) check() error {
 	if own := c.nodeID + "=" + c.raftAddress(); c.initialCluster != "" && c.initialCluster != own {
 		errs = append(errs, fmt.Errorf("initial-cluster: this version runs clusters of one node; leave the option out, or give %s", own))
 	}
+	if least := c.diskFloorLeast(); c.diskFloor != 0 && c.diskFloor < least {
+		errs = append(errs, fmt.Errorf("disk-floor %s is below %s (128MiB + 16 x memtable-size): a compaction writes its output before it frees its input, and a full disk kills the node", config.FormatBytes(c.diskFloor), config.FormatBytes(least)))
+	}
 	if c.join != "" {
 		errs = append(errs, errors.New("join: this version runs clusters of one node; leave the option out"))
 	}
@@ -122,6 +125,12 @@ func (c *settings) check() error {
 	errs = append(errs, o.Check())
 	return errors.Join(errs...)
 }
+
+// diskFloorLeast is the smallest free space at which writes may still be taken: what has been accepted
+// must be flushed, and the largest compaction be written, without filling the disk, since Badger maps its
+// files and dies of SIGBUS where a page has no block. Measured with memtables of 4 MiB: 64 MiB were too
+// few, 128 MiB held.
+func (c *settings) diskFloorLeast() int64 { return 128<<20 + 16*c.memtable }
 
 // raftAddress is the address by which the cluster knows this node.
 func (c *settings) raftAddress() string {
@@ -182,7 +191,7 @@ func (c *settings) options() node.Options {
 	n.HandshakeTimeout, n.PartialTimeout, n.IdleTimeout = c.helloTimeout, c.partialTimeout, c.idleTimeout
 
 	d := &o.Disk
-	d.FloorBytes, d.BallastBytes = uint64(c.diskFloor), orNone(c.ballast)
+	d.FloorBytes, d.BallastBytes = uint64(max(c.diskFloor, c.diskFloorLeast())), orNone(c.ballast)
 	return o
 }
 
