@@ -50,7 +50,6 @@ func Small() map[string]string {
 		"trailing-logs":       "16",
 		"memtable-size":       "4MiB",
 		"checkpoint-interval": "50ms",
-		"disk-floor":          "192MiB",
 		"disk-ballast":        "4MiB",
 		"cache-size":          "8MiB",
 		"log-level":           "info",
