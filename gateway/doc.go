@@ -8,8 +8,9 @@
 // What it assumes. The Service answers every request exactly once and within its deadline. The principal
 // given in Options speaks for every caller until there are users.
 //
-// Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax;
-// net/http owns connections and goroutines.
+// Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax, and
+// the values that wait for their reader, counted against Options.AnswerBytesMax; net/http owns connections
+// and goroutines. Whoever sends or takes nothing is cut off by a deadline.
 //
 // What it never does. It never cleans or redirects a path (the key is what the client wrote), never
 // changes a value or its encoding, never wraps a write in a timeout handler that would answer for it, and

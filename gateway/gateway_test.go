@@ -139,7 +139,7 @@ func decode(t *testing.T, body string) problem {
 func TestKey_PutGetHeadDelete_RoundTripWithAllMetadata(t *testing.T) {
 	m, s := start(t, nil)
 	value := "\x00raw \xff bytes"
-	resp, body := send(t, s, "PUT", keysPath+"a/b%20c?ttl_seconds=60&tag.owner=ann%26bob", value,
+	resp, body := send(t, s, "PUT", keysPath+"a/b%20c?ttl_seconds=60&tag.owner=ann%26bob+%2B", value,
 		"Content-Type", "text/x-thing", "Content-Encoding", "br", "X-KV-Checksum", fmt.Sprintf("xxh64=%016x", wire.Checksum([]byte(value))))
 	if resp.StatusCode != 200 || resp.Header.Get("ETag") != `"1048576"` || body != "{\"version\":\"1048576\"}\n" {
 		t.Fatalf("put: %d %v %q", resp.StatusCode, resp.Header, body)
@@ -153,7 +153,7 @@ func TestKey_PutGetHeadDelete_RoundTripWithAllMetadata(t *testing.T) {
 	}
 	resp, body = send(t, s, "GET", keysPath+"a/b%20c", "")
 	want := map[string]string{
-		"ETag": `"1048576"`, "Content-Type": "text/x-thing", "Content-Encoding": "br", "X-KV-Tag-Owner": "ann%26bob",
+		"ETag": `"1048576"`, "Content-Type": "text/x-thing", "Content-Encoding": "br", "X-KV-Tag-Owner": "ann%26bob%20%2B",
 		"X-KV-Created-At": "2001-09-09T01:46:40Z", "X-KV-Updated-At": "2001-09-09T01:46:40.5Z",
 		"X-KV-Checksum": fmt.Sprintf("xxh64=%016x", wire.Checksum([]byte(value))),
 	}
@@ -222,6 +222,8 @@ func TestKey_BadRequests_AreRefusedWithCodeAndAppliedNo(t *testing.T) {
 		"if-none-match tag":    {"PUT", "k", []string{"If-None-Match", `"5"`}, 400, "BAD_REQUEST"},
 		"if-match absent":      {"PUT", "k", []string{"If-Match", `"5"`}, 412, "CONDITION_FAILED"},
 		"if-match nonsense":    {"PUT", "k", []string{"If-Match", `W/abc`}, 412, "CONDITION_FAILED"},
+		"if-match empty":       {"PUT", "k", []string{"If-Match", ""}, 412, "CONDITION_FAILED"},
+		"if-none-match empty":  {"PUT", "k", []string{"If-None-Match", ""}, 400, "BAD_REQUEST"},
 		"if-match star absent": {"DELETE", "k", []string{"If-Match", `*`}, 412, "CONDITION_FAILED"},
 		"idempotency key":      {"PUT", "k", []string{"Idempotency-Key", "1"}, 400, "UNSUPPORTED"},
 		"bad query":            {"PUT", "k?%zz=1", nil, 400, "BAD_REQUEST"},
@@ -393,6 +395,56 @@ func TestBody_SilentClaims_TakeNothingFromOthers(t *testing.T) {
 	}
 }
 
+// A client that asks for a value and never reads it holds its share of the budget only until the deadline.
+func TestAnswer_NeverRead_IsBoundedInBytesAndTime(t *testing.T) {
+	m, s := start(t, func(o *Options) {
+		o.AnswerBytesMax, o.AnswerTimeout = wire.ValueBytesMax+1<<10, 500*time.Millisecond
+	})
+	m.records["large"] = wire.Record{Value: make([]byte, wire.ValueBytesMax)} // more than socket buffers take
+	m.records["small"] = wire.Record{Value: make([]byte, 2<<10)}
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(c, "GET %slarge HTTP/1.1\r\nHost: t\r\n\r\n", keysPath)
+	busy := false
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		resp, body := send(t, s, "GET", keysPath+"small", "")
+		if resp.StatusCode == 503 {
+			if p := decode(t, body); p.Title != "BUSY" || p.Applied != "no" || resp.Header.Get("ETag") != "" {
+				t.Fatalf("beyond the budget: %v %+v", resp.Header, p)
+			}
+			busy = true
+		} else if busy {
+			return // free again, although the client is still there and still silent
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("refused beside an unread answer: %v; never free again", busy)
+		}
+	}
+}
+
+// A body where none belongs is not waited for without a bound.
+func TestBody_OfAGetThatNeverComes_EndsTheConnection(t *testing.T) {
+	_, s := start(t, func(o *Options) { o.BodyTimeout = 100 * time.Millisecond })
+	c, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(c, "GET %sk HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n", keysPath)
+	if _, err := io.ReadAll(c); err != nil {
+		t.Fatalf("the connection stays open: %v", err)
+	}
+}
+
 func TestStatus_IsServed_OtherRoutesAre404(t *testing.T) {
 	_, s := start(t, nil)
 	resp, body := send(t, s, "GET", statusPath, "")
@@ -405,14 +457,20 @@ func TestStatus_IsServed_OtherRoutesAre404(t *testing.T) {
 }
 
 func TestWriteDurations_CountsByOperationAndOutcome(t *testing.T) {
-	door := New(Options{Service: &memory{records: map[string]wire.Record{}}})
+	m := &memory{records: map[string]wire.Record{}}
+	door := New(Options{Service: m})
 	for _, r := range []*http.Request{
+		httptest.NewRequest("GET", "/api/v1/nowhere", nil),
 		httptest.NewRequest("PUT", keysPath+"k", strings.NewReader("v")),
 		httptest.NewRequest("GET", keysPath+"k", nil),
 		httptest.NewRequest("GET", keysPath+"absent", nil),
 		httptest.NewRequest("PUT", keysPath+"k?nonsense=1", strings.NewReader("v")),
 	} {
 		door.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	for _, st := range []wire.Status{wire.StatusNoNamespace, wire.StatusDamaged, wire.StatusTooLate} {
+		m.answer = &wire.Response{Status: st}
+		door.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", keysPath+"k", nil))
 	}
 	var b bytes.Buffer
 	if err := door.WriteDurations(&b); err != nil {
@@ -422,10 +480,15 @@ func TestWriteDurations_CountsByOperationAndOutcome(t *testing.T) {
 		`kvstore_request_duration_seconds_count{operation="put",protocol="rest",status="ok"} 1`,
 		`kvstore_request_duration_seconds_count{operation="get",protocol="rest",status="ok"} 2`,
 		`kvstore_request_duration_seconds_count{operation="put",protocol="rest",status="refused"} 1`,
+		`kvstore_request_duration_seconds_count{operation="get",protocol="rest",status="refused"} 2`,
+		`kvstore_request_duration_seconds_count{operation="get",protocol="rest",status="retry"} 1`,
 	} {
 		if !strings.Contains(b.String(), want+"\n") {
 			t.Errorf("lacks %s:\n%s", want, b.String())
 		}
+	}
+	if strings.Contains(b.String(), `operation="status"`) {
+		t.Errorf("a request without a route counts as a status:\n%s", b.String())
 	}
 }
 
@@ -433,9 +496,9 @@ type fakeOps struct{ err error }
 
 func (o fakeOps) Checks() []Check { return []Check{{Name: "leader"}, {Name: "disk", Err: o.err}} }
 
-func (fakeOps) WriteMetrics(w io.Writer) error {
+func (o fakeOps) WriteMetrics(w io.Writer) error {
 	_, err := io.WriteString(w, "kvstore_up 1\n")
-	return err
+	return errors.Join(err, o.err)
 }
 
 func TestOps_Readyz_FollowsItsChecks(t *testing.T) {
@@ -457,6 +520,7 @@ func TestOps_Readyz_FollowsItsChecks(t *testing.T) {
 		{bad, "/readyz?exclude=disk", 200, "ok\n"},
 		{bad, "/livez", 200, "ok\n"},
 		{good, "/metrics", 200, "kvstore_up 1\n"},
+		{bad, "/metrics", 500, "cannot gather the metrics: full\n"},
 	} {
 		if code, body := get(c.o, c.path); code != c.code || body != c.body {
 			t.Errorf("%s: %d %q, want %d %q", c.path, code, body, c.code, c.body)

@@ -81,7 +81,7 @@ func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wir
 	case wire.OpDelete:
 		answerDelete(w, &resp)
 	default:
-		answerGet(w, r, &resp)
+		s.answerGet(w, r, &resp)
 	}
 	return op
 }
@@ -103,10 +103,6 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte)
 			s.bodies.Release(taken)
 		}
 	}()
-	// A body that trickles in would hold its share for ever.
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.o.BodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return nil, nil, &wire.Refusal{Status: wire.StatusRetryLater, Text: "the connection is gone"}
-	}
 	src := http.MaxBytesReader(w, r.Body, wire.ValueBytesMax)
 	body = prefix
 	for {
@@ -126,6 +122,10 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte)
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF):
+			// The deadline was for the body. Left in place it could end the wait for the write's outcome.
+			if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+				return nil, nil, &wire.Refusal{Status: wire.StatusRetryLater, Text: "the connection is gone"}
+			}
 			return body, func() { s.bodies.Release(taken) }, nil
 		case errors.As(err, &limit):
 			return nil, nil, tooLarge
@@ -191,7 +191,7 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 			}
 			ext = wire.AppendExtString(ext, wire.ExtContentType, v)
 		}
-		if v := h.Get("Content-Encoding"); v != "" {
+		if v := strings.Join(h.Values("Content-Encoding"), ", "); v != "" {
 			if len(v) > wire.EncodingBytesMax {
 				return bad("Content-Encoding of %d bytes; at most %d", len(v), wire.EncodingBytesMax)
 			}
@@ -213,7 +213,10 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 
 // conditions appends what If-Match and If-None-Match demand of a write.
 func conditions(ext []byte, h http.Header) ([]byte, *wire.Refusal) {
-	if v := strings.Join(h.Values("If-Match"), ","); v != "" {
+	// A header that is there but empty, as a script with an unset variable sends it, is a condition that no
+	// record meets, not the absence of one.
+	if values := h.Values("If-Match"); len(values) != 0 {
+		v := strings.Join(values, ",")
 		if strings.TrimSpace(v) == "*" {
 			ext = wire.AppendExtCondition(ext, wire.ConditionExists, nil)
 		} else {
@@ -231,8 +234,8 @@ func conditions(ext []byte, h http.Header) ([]byte, *wire.Refusal) {
 			ext = wire.AppendExtVersions(ext, versions...)
 		}
 	}
-	if v := strings.Join(h.Values("If-None-Match"), ","); v != "" {
-		if strings.TrimSpace(v) != "*" {
+	if values := h.Values("If-None-Match"); len(values) != 0 {
+		if strings.TrimSpace(strings.Join(values, ",")) != "*" {
 			return nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "If-None-Match on a write takes only *: the key must not exist"}
 		}
 		ext = wire.AppendExtCondition(ext, wire.ConditionAbsent, nil)
@@ -292,11 +295,18 @@ func answerDelete(w http.ResponseWriter, resp *wire.Response) {
 }
 
 // answerGet writes a record: its bytes as they were stored, and all that is known of them as headers.
-func answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
+func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
 	if resp.Status != wire.StatusOK {
 		fail(w, false, resp)
 		return
 	}
+	// From here on the value waits for its reader, who may be slow or gone.
+	size := int64(len(resp.Payload))
+	if !s.answers.TryAcquire(size) {
+		refuse(w, false, wire.StatusBusy, "the answers that wait for slow readers fill the server's budget: try again after a pause")
+		return
+	}
+	defer s.answers.Release(size)
 	h := w.Header()
 	var m wire.Meta
 	for ext := resp.Ext; len(ext) > 0; {
@@ -325,7 +335,7 @@ func answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
 			h.Set("Content-Encoding", headerText(v))
 		case wire.ExtTag:
 			if name, value, err := wire.SplitTag(v); err == nil {
-				h.Set("X-KV-Tag-"+string(name), url.QueryEscape(string(value)))
+				h.Set("X-KV-Tag-"+string(name), percentEncode(string(value)))
 			}
 		}
 	}
@@ -345,8 +355,14 @@ func answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
+	// An error means that there is no connection (any more), which Write meets too.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.o.AnswerTimeout))
 	w.Write(resp.Payload) // an error means that the client is gone
 }
+
+// percentEncode escapes everything that could mean something, the space as %20: "+" stands for a space in
+// forms only.
+func percentEncode(v string) string { return strings.ReplaceAll(url.QueryEscape(v), "+", "%20") }
 
 // stamp formats Unix microseconds.
 func stamp(us int64) string { return time.UnixMicro(us).UTC().Format(time.RFC3339Nano) }

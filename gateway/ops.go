@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,12 +29,14 @@ type Operations interface {
 func NewOps(o Operations) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		b := bufio.NewWriterSize(w, 64<<10)
-		// An error of writing means that the scraper is gone.
-		if o.WriteMetrics(b) == nil {
-			b.Flush()
+		// Gathered first: half a scrape, or an empty one, with status 200 would pass for a whole one.
+		var b bytes.Buffer
+		if err := o.WriteMetrics(&b); err != nil {
+			http.Error(w, "cannot gather the metrics: "+err.Error(), http.StatusInternalServerError)
+			return
 		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		w.Write(b.Bytes()) // an error means that the scraper is gone
 	})
 	// Alive means that the process answers; it never fails for a lost quorum, or a supervisor would
 	// restart a node that can only wait.

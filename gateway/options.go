@@ -31,21 +31,29 @@ type Options struct {
 	BodyBytesMax int64
 	// BodyTimeout bounds how long a body may take to arrive. Default 60 s: 16 MiB at 280 KB/s.
 	BodyTimeout time.Duration
+	// AnswerBytesMax bounds the values that wait for slow readers, over all requests. Default 256 MiB;
+	// beyond it reads are refused with 503.
+	AnswerBytesMax int64
+	// AnswerTimeout bounds how long a client may take to accept an answer. Default 60 s.
+	AnswerTimeout time.Duration
 	// RequestTimeout is the deadline of a request. Default wire.TimeoutDefault.
 	RequestTimeout time.Duration
 }
 
 const (
-	bodyBytesMaxDefault = 256 << 20
-	bodyTimeoutDefault  = 60 * time.Second
-	headerBytesMax      = 64 << 10
+	bodyBytesMaxDefault   = 256 << 20
+	bodyTimeoutDefault    = 60 * time.Second
+	answerBytesMaxDefault = 256 << 20
+	answerTimeoutDefault  = 60 * time.Second
+	headerBytesMax        = 64 << 10
 )
 
 // Server is the REST door.
 type Server struct {
 	// Immutable after New.
-	o      Options
-	bodies *semaphore.Weighted
+	o       Options
+	bodies  *semaphore.Weighted
+	answers *semaphore.Weighted
 
 	stats requestStats
 }
@@ -61,10 +69,16 @@ func New(o Options) *Server {
 	if o.BodyTimeout == 0 {
 		o.BodyTimeout = bodyTimeoutDefault
 	}
+	if o.AnswerBytesMax == 0 {
+		o.AnswerBytesMax = answerBytesMaxDefault
+	}
+	if o.AnswerTimeout == 0 {
+		o.AnswerTimeout = answerTimeoutDefault
+	}
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = wire.TimeoutDefault
 	}
-	return &Server{o: o, bodies: semaphore.NewWeighted(o.BodyBytesMax)}
+	return &Server{o: o, bodies: semaphore.NewWeighted(o.BodyBytesMax), answers: semaphore.NewWeighted(o.AnswerBytesMax)}
 }
 
 // HTTPServer wraps the door in an http.Server with the deadlines of this package.

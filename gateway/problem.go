@@ -66,6 +66,7 @@ func httpStatus(st wire.Status) int {
 
 // fail answers with a problem. write says that the request was one that changes something.
 func fail(w http.ResponseWriter, write bool, r *wire.Response) {
+	classify(w, r.Status.Class())
 	info := r.Status.Info()
 	p := problem{
 		Type:      "about:blank",

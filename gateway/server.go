@@ -17,11 +17,31 @@ const (
 // ServeHTTP routes by the escaped path as the client wrote it. http.ServeMux is not used: it cleans
 // paths and redirects, while `a//b` and `a/../b` are keys of their own here.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rec := &recorder{ResponseWriter: w, status: http.StatusOK}
+	rec := &recorder{ResponseWriter: w}
 	start := time.Now()
+	s.limitTime(rec, r, start)
 	op := s.route(rec, r)
-	s.stats.observe(op, rec.status, time.Since(start))
+	s.stats.observe(op, rec.class, time.Since(start))
 }
+
+// limitTime bounds what a peer that neither sends nor takes anything can hold. An error means that there is
+// no connection (any more): whoever reads or writes meets it.
+func (s *Server) limitTime(w http.ResponseWriter, r *http.Request, start time.Time) {
+	c := http.NewResponseController(w)
+	_ = c.SetWriteDeadline(start.Add(s.o.BodyTimeout + s.o.RequestTimeout + s.o.AnswerTimeout))
+	if r.ContentLength == 0 {
+		return
+	}
+	_ = c.SetReadDeadline(start.Add(s.o.BodyTimeout))
+	if r.Method != http.MethodPut {
+		// Nobody reads this body. net/http watches the connection while an answer is written; a deadline
+		// that passed then would cancel the requests that follow on it, so none follow.
+		w.Header().Set("Connection", "close")
+	}
+}
+
+// noOp is the operation of a request that is none.
+const noOp wire.Opcode = 0
 
 func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
 	path := r.URL.EscapedPath()
@@ -36,15 +56,15 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
 		s.status(w, r)
 		return wire.OpStatus
 	}
-	w.Header().Set("Content-Type", "application/problem+json")
 	writeJSON(w, http.StatusNotFound, "application/problem+json", problem{
 		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000",
 		Detail: "no such route; keys are under " + keysPath + "{key}, the node's state is at " + statusPath,
 	})
-	return wire.OpStatus
+	return noOp
 }
 
 func methodNotAllowed(w http.ResponseWriter, allow string) {
+	classify(w, wire.ClassRefused)
 	w.Header().Set("Allow", allow)
 	writeJSON(w, http.StatusMethodNotAllowed, "application/problem+json", problem{
 		Type: "about:blank", Title: "METHOD_NOT_ALLOWED", Status: http.StatusMethodNotAllowed, Code: "KV-3000",
@@ -71,16 +91,18 @@ func (s *Server) do(ctx context.Context, req *wire.Request) wire.Response {
 	return s.o.Service.Do(ctx, s.o.Principal, req)
 }
 
-// recorder remembers the status of an answer.
+// recorder remembers the class of an answer. The status of HTTP would not do: 404 is both an absent key,
+// which is a result, and an absent namespace, which is a refusal.
 type recorder struct {
 	http.ResponseWriter
-	status int
+	class wire.Class
 }
 
-// WriteHeader notes the status and passes it on.
-func (r *recorder) WriteHeader(status int) {
-	r.status = status
-	r.ResponseWriter.WriteHeader(status)
+// classify notes the class of the answer; without it the class is ClassResult.
+func classify(w http.ResponseWriter, c wire.Class) {
+	if r, ok := w.(*recorder); ok {
+		r.class = c
+	}
 }
 
 // Unwrap lets http.ResponseController reach the connection.

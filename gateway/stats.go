@@ -3,7 +3,6 @@ package gateway
 import (
 	"fmt"
 	"io"
-	"net/http"
 	"time"
 
 	"kvstore/internal/hist"
@@ -13,33 +12,20 @@ import (
 // restOps are the operations that the door serves.
 var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus}
 
-// outcomes are the classes of status that a request's duration is counted under; the binary protocol's
-// door uses the same names.
-var outcomes = [...]string{"ok", "retry", "refused", "unknown"}
-
-// outcome sorts an HTTP status: an absent key and a failed condition are results, not failures.
-func outcome(status int) int {
-	switch {
-	case status < 400, status == http.StatusNotFound, status == http.StatusPreconditionFailed:
-		return 0
-	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
-		return 1
-	case status < 500:
-		return 2
-	default:
-		return 3
-	}
-}
+// outcomes names the classes of status that a request's duration is counted under, by wire.Class; the
+// binary protocol's door uses the same names.
+var outcomes = [...]string{wire.ClassResult: "ok", wire.ClassRetry: "retry", wire.ClassRefused: "refused", wire.ClassUnknown: "unknown"}
 
 // requestStats is a histogram for each operation and outcome.
 type requestStats struct {
 	durations [len(restOps)][len(outcomes)]hist.Histogram
 }
 
-func (s *requestStats) observe(op wire.Opcode, status int, d time.Duration) {
+// observe counts one request; a request that is none of restOps is not counted.
+func (s *requestStats) observe(op wire.Opcode, class wire.Class, d time.Duration) {
 	for i, o := range restOps {
 		if o == op {
-			s.durations[i][outcome(status)].Observe(d)
+			s.durations[i][class].Observe(d)
 			return
 		}
 	}

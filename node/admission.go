@@ -48,10 +48,11 @@ func (s *Service) admitWrite(r *wire.Request) *wire.Refusal {
 	return &wire.Refusal{Status: wire.StatusDiskFull, RetryAfterMs: 1000}
 }
 
-// onlyDeletes reports whether r stores nothing new.
+// onlyDeletes reports whether r stores nothing of a user's. A session counts as nothing: it is small, there
+// are at most wire.SessionsMax, and a client opens one before its first delete.
 func onlyDeletes(r *wire.Request) bool {
 	switch r.Op {
-	case wire.OpDelete, wire.OpSessionClose:
+	case wire.OpDelete, wire.OpSessionOpen, wire.OpSessionClose:
 		return true
 	case wire.OpBatch, wire.OpTxn:
 		for it := range items(r.Payload) {

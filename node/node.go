@@ -20,7 +20,7 @@ import (
 type nodeInfo struct {
 	NodeID, Version, Commit                 string
 	Advertise, HTTPAdvertise, RaftAdvertise string
-	DataDir, Incarnation                    string
+	DataDir, Incarnation, ReadMode          string
 	StartedAt                               time.Time
 	// Bound addresses.
 	Listen, HTTP, Metrics string
@@ -144,7 +144,7 @@ func (n *Node) describe(id identity, ls [3]net.Listener) *nodeInfo {
 	in := &nodeInfo{
 		NodeID: o.NodeID, Version: o.Version, Commit: o.Commit, DataDir: dir,
 		Advertise: o.Advertise, HTTPAdvertise: o.HTTPAdvertise, RaftAdvertise: o.RaftAdvertise,
-		Incarnation: id.Incarnation, StartedAt: time.Now(),
+		Incarnation: id.Incarnation, ReadMode: o.ReadMode, StartedAt: time.Now(),
 		Listen: ls[0].Addr().String(), HTTP: ls[1].Addr().String(), Metrics: ls[2].Addr().String(),
 	}
 	if in.Advertise == "" {
@@ -198,7 +198,9 @@ func (n *Node) Addresses() Addresses {
 }
 
 // Close stops the node: no new work, what is under way is answered, a last checkpoint, files closed.
-// When ctx ends first, what remains is cut short; nothing that was acknowledged is lost by that.
+// Clients have three quarters of ctx's time to take their answers and are cut off then: how they behave
+// decides neither whether the store is closed in order nor what Close returns. When ctx itself ends, what
+// remains is cut short; nothing that was acknowledged is lost by that.
 func (n *Node) Close(ctx context.Context) error {
 	n.ready.Store(false)
 	var errs []error
@@ -210,15 +212,7 @@ func (n *Node) Close(ctx context.Context) error {
 	if n.service != nil {
 		n.service.draining.Store(true)
 	}
-	if n.http != nil {
-		if err := n.http.Shutdown(ctx); err != nil {
-			keep("rest server", errors.Join(err, n.http.Close()))
-		}
-	}
-	if s := n.doors.open.Load(); s != nil {
-		keep("binary protocol", s.Drain(ctx))
-		keep("binary protocol", s.Close())
-	}
+	n.drainDoors(ctx, keep)
 	if n.service != nil {
 		n.service.reads.close()
 	}
@@ -229,12 +223,50 @@ func (n *Node) Close(ctx context.Context) error {
 		n.guard.Close()
 	}
 	if n.ops != nil {
-		if err := n.ops.Shutdown(ctx); err != nil {
-			keep("metrics server", errors.Join(err, n.ops.Close()))
+		// Whoever takes a profile does not hold up the stop.
+		soon, cancel := context.WithTimeout(context.Background(), opsGrace)
+		defer cancel()
+		if n.ops.Shutdown(soon) != nil {
+			keep("metrics server", n.ops.Close())
 		}
 	}
 	if n.lock != nil {
 		keep("lock of the data directory", n.lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// opsGrace is how long a scrape under way may take when the node stops.
+const opsGrace = time.Second
+
+// drainDoors drains both doors at once, so that a slow client of one costs the other nothing, and leaves a
+// quarter of ctx's time to the store behind them.
+func (n *Node) drainDoors(ctx context.Context, keep func(what string, err error)) {
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)*3/4)
+		defer cancel()
+	}
+	// cutOff passes over an error that only says that clients took too long.
+	cutOff := func(door string, err error) error {
+		if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+			return err
+		}
+		n.o.Logger.Warn("clients did not finish in time and were cut off", "door", door, "error", err)
+		return nil
+	}
+	native := make(chan error, 1)
+	s := n.doors.open.Load()
+	if s != nil {
+		go func() { native <- cutOff("binary protocol", s.Drain(ctx)) }() // owned by this call, which waits for it
+	}
+	if n.http != nil {
+		if err := n.http.Shutdown(ctx); err != nil {
+			keep("rest server", errors.Join(cutOff("rest", err), n.http.Close()))
+		}
+	}
+	if s != nil {
+		keep("binary protocol", <-native)
+		keep("binary protocol", s.Close())
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -223,6 +224,7 @@ func TestService_FullDisk_RefusesWhatStoresAndHeals(t *testing.T) {
 		"put":             {put(t, n, "k", "v"), wire.StatusDiskFull},
 		"get":             {do(t, n, wire.OpGet, nil, "a", nil), wire.StatusOK},
 		"delete":          {do(t, n, wire.OpDelete, nil, "a", nil), wire.StatusOK},
+		"session open":    {do(t, n, wire.OpSessionOpen, nil, "", nil), wire.StatusOK},
 		"batch of delete": {do(t, n, wire.OpBatch, nil, "", del("b")), wire.StatusOK},
 		"batch with put":  {do(t, n, wire.OpBatch, nil, "", group(wire.OpBatch, 0, wire.Item{Op: wire.OpPut, Key: []byte("k")})), wire.StatusDiskFull},
 	} {
@@ -444,5 +446,42 @@ func TestService_ReadAtRevisions_ReflectsThePastAndNeverTheFuture(t *testing.T) 
 	}
 	if got := do(t, n, wire.OpGet, wire.AppendExtU64(nil, wire.ExtMinRevision, revs[1]+1<<30), "k", nil); got.Status != wire.StatusRetryLater {
 		t.Errorf("at least the future: %s", got.Status)
+	}
+}
+
+// A client that never finishes its request is no reason to stop in disorder.
+func TestNode_Close_SlowUpload_ClosesTheStoreInOrder(t *testing.T) {
+	dir := t.TempDir()
+	n := openNode(t, dir, nil)
+	c, err := net.Dial("tcp", n.Addresses().HTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "PUT /api/v1/keys/slow HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
+	// The server asks for the body: the request is under way.
+	if _, err := c.Read(make([]byte, 64)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if err := n.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if ctx.Err() != nil {
+		t.Error("nothing of the time was left for the store")
+	}
+	closeNode(t, openNode(t, dir, nil))
+}
+
+func TestStatus_ReadMode_IsTheOneThatWasAskedFor(t *testing.T) {
+	n := openNode(t, t.TempDir(), func(o *Options) { o.ReadMode = "readindex" })
+	defer closeNode(t, n)
+	var d statusDocument
+	if err := json.Unmarshal(n.service.statusJSON(), &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.ReadMode != "readindex" || d.Lease.Mode != "readindex" {
+		t.Errorf("read mode %q, lease %+v", d.ReadMode, d.Lease)
 	}
 }

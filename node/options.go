@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"kvstore/batcher"
@@ -31,6 +32,9 @@ type Options struct {
 	// Advertise, HTTPAdvertise and RaftAdvertise are what others are told to use instead of the
 	// listeners' own addresses. Default: the listeners.
 	Advertise, HTTPAdvertise, RaftAdvertise string
+	// ReadMode is how linearizable reads are served, lease or readindex. One voter serves both alike; it is
+	// told in the status. Default lease.
+	ReadMode string
 	// Insecure allows listeners beyond loopback although there are neither TLS nor users yet. Without
 	// it Open refuses them, since anyone who reaches such a port could read and write everything.
 	Insecure bool
@@ -72,6 +76,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Version, "dev")
 	def(&o.Commit, "unknown")
 	def(&o.RaftAdvertise, o.RaftListen)
+	def(&o.ReadMode, "lease")
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 20 * time.Second
 	}
@@ -91,14 +96,31 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// nodeIDBytesMax is the longest node id.
+const nodeIDBytesMax = 64
+
 // validate lists every fault at once.
 func (o *Options) validate() error {
 	var errs []error
 	if o.DataDir == "" {
 		errs = append(errs, errors.New("data-dir is empty"))
 	}
-	if len(o.NodeID) > 64 {
-		errs = append(errs, fmt.Errorf("node-id has %d bytes; at most 64", len(o.NodeID)))
+	if len(o.NodeID) > nodeIDBytesMax {
+		errs = append(errs, fmt.Errorf("node-id has %d bytes; at most %d", len(o.NodeID), nodeIDBytesMax))
+	}
+	// The id stands in JSON, in labels of metrics and, as NAME=HOST:PORT,…, in lists of members.
+	if strings.ContainsFunc(o.NodeID, func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune(`,="\`, c) }) {
+		errs = append(errs, fmt.Errorf("node-id %q holds a character other than printable ASCII without space, comma, equals sign, quote and backslash", o.NodeID))
+	}
+	if o.ReadMode != "lease" && o.ReadMode != "readindex" {
+		errs = append(errs, fmt.Errorf("read-mode %q is neither lease nor readindex", o.ReadMode))
+	}
+	for _, a := range []struct{ name, addr string }{
+		{"advertise", o.Advertise}, {"http-advertise", o.HTTPAdvertise}, {"raft-advertise", o.RaftAdvertise},
+	} {
+		if _, _, err := net.SplitHostPort(a.addr); a.addr != "" && err != nil {
+			errs = append(errs, fmt.Errorf("%s: %q is not HOST:PORT", a.name, a.addr))
+		}
 	}
 	for _, l := range []struct{ name, addr string }{
 		{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}, {"raft-listen", o.RaftListen},

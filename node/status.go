@@ -92,9 +92,10 @@ func (s *Service) statusJSON() []byte {
 		FirstIndex: raft.FirstIndex, LastIndex: raft.LastIndex,
 		Revision:    strconv.FormatUint(e.Applied().Revision, 10),
 		StateDigest: hex.EncodeToString(digest[:]),
-		Lease:       leaseStatus{Held: leading, Mode: "lease"},
-		Durability:  "fsync", ReadMode: "lease",
+		Lease:       leaseStatus{Held: leading, Mode: s.info.ReadMode},
+		Durability:  "fsync", ReadMode: s.info.ReadMode,
 		Level: e.Level(), Records: stats.Records, Bytes: stats.RecordBytes, Sessions: stats.Sessions,
+		Nodes: []nodeStatus{}, CurrentConfig: []memberStatus{}, // arrays even where nothing is known
 		Disk: diskStatus{State: s.shard.guard.State().String(), FreeBytes: s.shard.guard.Free()},
 	}
 	for _, m := range raft.Configuration {

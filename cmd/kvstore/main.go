@@ -33,6 +33,9 @@ func main() {
 func run(args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
 	var c settings
 	set := c.declare()
+	if len(args) > 0 && args[0] == "server" {
+		args = args[1:] // first: options follow a command
+	}
 	rest, err := set.Load(args, env, stdout)
 	switch {
 	case errors.Is(err, config.ErrHelp):

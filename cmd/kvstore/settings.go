@@ -83,7 +83,7 @@ func (c *settings) declare() *config.Set {
 	s.Section("Engine")
 	s.Bytes(&c.memtable, "memtable-size", 64<<20, 1<<20, 1<<30, "size of one memtable")
 	s.Int(&c.memtables, "memtables", 3, 1, 16, "full memtables that may wait for their flush")
-	s.Int(&c.compactors, "compactors", 0, 0, 16, "compaction workers; 0: by the number of processors")
+	s.Int(&c.compactors, "compactors", 0, 0, 16, "compaction workers, at least 3; 0: by the number of processors")
 	s.Bytes(&c.cache, "cache-size", 64<<20, 0, 1<<40, "hot records kept in memory; 0: none")
 	s.Duration(&c.checkpointInterval, "checkpoint-interval", 500*time.Millisecond, 10*time.Millisecond, time.Minute, "longest time between two durable checkpoints under load")
 	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes stored after which a checkpoint is made earlier")
@@ -103,6 +103,9 @@ func (c *settings) declare() *config.Set {
 	return s
 }
 
+// compactorsLeast is the smallest number of compaction workers that the engine takes.
+const compactorsLeast = 3
+
 // check finds faults that a single option does not show.
 func (c *settings) check() error {
 	var errs []error
@@ -114,6 +117,9 @@ func (c *settings) check() error {
 	}
 	if least := c.diskFloorLeast(); c.diskFloor != 0 && c.diskFloor < least {
 		errs = append(errs, fmt.Errorf("disk-floor %s is below %s (128MiB + 16 x memtable-size): a compaction writes its output before it frees its input, and a full disk kills the node", config.FormatBytes(c.diskFloor), config.FormatBytes(least)))
+	}
+	if c.compactors != 0 && c.compactors < compactorsLeast {
+		errs = append(errs, fmt.Errorf("compactors %d is below %d: only the third worker compacts the last level, without which deleted keys keep their space", c.compactors, compactorsLeast))
 	}
 	if c.join != "" {
 		errs = append(errs, errors.New("join: this version runs clusters of one node; leave the option out"))
@@ -167,7 +173,7 @@ func checkWritable(dir string) error {
 // options turns the settings into those of the node.
 func (c *settings) options() node.Options {
 	o := node.Options{
-		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout,
+		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout, ReadMode: c.readMode,
 		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
 		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
 	}

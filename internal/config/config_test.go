@@ -112,7 +112,8 @@ func TestLoad_Help_ListsEveryOptionWithDefaultAndBounds(t *testing.T) {
 }
 
 func TestLoad_BrokenFiles_AreErrors(t *testing.T) {
-	for name, text := range map[string]string{"list": "- a\n- b\n", "not YAML": "a: [\n", "nested config": "config: other.yaml\n"} {
+	for name, text := range map[string]string{"list": "- a\n- b\n", "not YAML": "a: [\n", "nested config": "config: other.yaml\n",
+		"second document": "wait: 5s\n---\nwait: 6s\n", "broken second document": "wait: 5s\n---\na: [\n", "no value": "data-dir:\n", "null": "data-dir: ~\n"} {
 		var v values
 		if _, err := newSet(&v).Load([]string{"--config", writeFile(t, text)}, env(nil), nil); err == nil {
 			t.Errorf("%s: accepted", name)

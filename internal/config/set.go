@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"flag"
@@ -151,7 +152,7 @@ func (s *Set) Load(args []string, lookup func(string) (string, bool), help io.Wr
 			s.printHelp(help)
 			return nil, ErrHelp
 		}
-		return nil, fmt.Errorf("%w; --help lists the options", s.explainFlag(err, args))
+		return nil, fmt.Errorf("%w; --help lists the options", s.explainFlag(err))
 	}
 	env := map[string]string{}
 	for _, o := range s.options {
@@ -191,7 +192,7 @@ func (s *Set) envName(option string) string {
 }
 
 // explainFlag adds the nearest known flag to flag's complaint of an unknown one.
-func (s *Set) explainFlag(err error, args []string) error {
+func (s *Set) explainFlag(err error) error {
 	name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -")
 	if !ok {
 		return err
@@ -218,12 +219,20 @@ func (s *Set) loadFile(apply func(o *option, v, origin string)) []error {
 	if err != nil {
 		return []error{fmt.Errorf("cannot read the configuration: %w", err)}
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(b, &doc); err != nil {
+	var doc, second yaml.Node
+	in := yaml.NewDecoder(bytes.NewReader(b))
+	switch err := in.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return nil // an empty file says nothing
+	case err != nil:
 		return []error{fmt.Errorf("%s: %w", s.file, err)}
 	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file says nothing
+	switch err := in.Decode(&second); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		return []error{fmt.Errorf("%s: %w", s.file, err)}
+	default:
+		return []error{fmt.Errorf("%s:%d: a second document begins; the file must hold one", s.file, second.Line)}
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
@@ -236,11 +245,13 @@ func (s *Set) loadFile(apply func(o *option, v, origin string)) []error {
 		name := strings.ReplaceAll(k.Value, "_", "-")
 		o := s.byName[name]
 		switch {
-		case o == nil || name == "config":
+		case name == "config":
+			errs = append(errs, fmt.Errorf("%s:%d: key %q can't stand in the file that it names", s.file, k.Line, k.Value))
+		case o == nil:
 			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", s.file, k.Line, k.Value, s.didYouMean(name)))
 		case seen[name] != 0:
 			errs = append(errs, fmt.Errorf("%s:%d: key %q stands on line %d already", s.file, k.Line, k.Value, seen[name]))
-		case v.Kind != yaml.ScalarNode:
+		case v.Kind != yaml.ScalarNode || v.Tag == "!!null":
 			errs = append(errs, fmt.Errorf("%s:%d: key %q takes one value", s.file, v.Line, k.Value))
 		default:
 			apply(o, v.Value, fmt.Sprintf("%s:%d", s.file, k.Line))
