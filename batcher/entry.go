@@ -57,6 +57,7 @@ func (e *entry) dropLate(now int64) []waiter {
 		e.deadlineMin = min(e.deadlineMin, w.deadline)
 		kept = append(kept, w)
 	}
+	clear(e.waiters[len(kept):]) // hold no connection that is done with
 	e.buf, e.waiters = e.buf[:out], kept
 	return late
 }

@@ -83,18 +83,17 @@ func items(payload []byte) func(yield func(*wire.Item) bool) {
 
 // authorize asks for every operation that r holds and tells the audit sink.
 func (s *Service) authorize(p *Principal, ns uint32, r *wire.Request) bool {
-	if s.o.Authorizer.Open() && !s.o.Audit.Wants(r.Op, true) {
+	if s.o.Authorizer.Open() && !s.auditing {
 		return true
 	}
-	allowed := true
 	switch r.Op {
 	case wire.OpBatch, wire.OpTxn, wire.OpMultiGet:
 		for it := range items(r.Payload) {
-			if !s.ask(p, &Access{Op: it.Op, Namespace: ns, Key: it.Key}) {
-				allowed = false
-				break
+			if !s.askItem(p, ns, it.Op, it.Key, it.Ext) {
+				return false
 			}
 		}
+		return true
 	case wire.OpScan:
 		var q wire.ScanRequest
 		if wire.DecodeScanRequest(r.Payload, &q) != nil {
@@ -104,11 +103,24 @@ func (s *Service) authorize(p *Principal, ns uint32, r *wire.Request) bool {
 		if len(q.Prefix) != 0 {
 			a.Key, a.Prefix = q.Prefix, true
 		}
-		allowed = s.ask(p, &a)
-	default:
-		allowed = s.ask(p, &Access{Op: r.Op, Namespace: ns, Key: r.Key})
+		return s.ask(p, &a)
 	}
-	return allowed
+	return s.askItem(p, ns, r.Op, r.Key, r.Ext)
+}
+
+// askItem asks for one operation on one key, and once more as OpCheck when it carries conditions: whether
+// they hold tells something of the record to those who may not read it.
+func (s *Service) askItem(p *Principal, ns uint32, op wire.Opcode, key, ext []byte) bool {
+	if !s.ask(p, &Access{Op: op, Namespace: ns, Key: key}) {
+		return false
+	}
+	if op != wire.OpPut && op != wire.OpDelete && op != wire.OpGet || len(ext) == 0 {
+		return true
+	}
+	if _, _, conditional := wire.NextCondition(ext); !conditional {
+		return true
+	}
+	return s.ask(p, &Access{Op: wire.OpCheck, Namespace: ns, Key: key})
 }
 
 func (s *Service) ask(p *Principal, a *Access) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"kvstore/internal/diskguard"
 	"kvstore/wire"
 )
 
@@ -36,7 +37,8 @@ func (x *expiry) start(s *Shard) {
 				return
 			case <-tick.C:
 			}
-			for ctx.Err() == nil && s.leading() {
+			// At the last of the disk nothing is written, not even this: what is due goes when space returns.
+			for ctx.Err() == nil && s.leading() && s.guard.State() != diskguard.Critical {
 				deadline, ok := s.engine.DueExpiry()
 				if !ok || deadline > time.Now().UnixMicro() {
 					break

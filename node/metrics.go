@@ -27,8 +27,9 @@ func (v opsView) Checks() []gateway.Check {
 	if !n.shard.leading() {
 		checks[1].Err = errors.New("no leader is known, or its barrier is not applied yet")
 	}
-	if st := n.guard.State(); st != diskguard.OK {
-		checks[2].Err = fmt.Errorf("free space is %s (%d bytes): writes are refused", st, n.guard.Free())
+	// At Low the node still serves reads, and the deletes that make room: it stays in service.
+	if st := n.guard.State(); st == diskguard.Critical {
+		checks[2].Err = fmt.Errorf("free space is %s (%d bytes): nothing can be written", st, n.guard.Free())
 	}
 	if f := n.shard.readFailures.Load(); f != 0 {
 		checks[3].Err = fmt.Errorf("%d reads met damaged data: see the log", f)

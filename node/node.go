@@ -106,7 +106,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.rest = gateway.New(gateway.Options{Service: n.service, Principal: n.service.Anonymous(), Logger: o.Logger})
 	// Health and metrics answer from here on, while the group is still on its way to leading.
 	n.ops = gateway.NewOps(opsView{n})
-	n.serve("metrics", n.ops, ls[2])
+	n.serve("metrics", n.ops, newLimitListener(ls[2], opsConnsMax))
 	ls[2] = nil
 	start, cancel := context.WithTimeout(ctx, o.StartTimeout)
 	defer cancel()
@@ -129,7 +129,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	ls[0] = nil
 	n.doors.open.Store(&door{native, native.ReleaseFlush})
 	n.http = n.rest.HTTPServer()
-	n.serve("rest", n.http, ls[1])
+	n.serve("rest", n.http, newLimitListener(ls[1], restConnsMax))
 	ls[1] = nil
 	n.ready.Store(true)
 	return nil

@@ -146,11 +146,16 @@ func TestService_Authorizer_IsAskedForEveryOperationInside(t *testing.T) {
 		"txn get":       {wire.OpTxn, "", group(wire.OpTxn, 0, wire.Item{Op: wire.OpGet, Key: secret}), wire.StatusDenied, 1},
 		"txn public":    {wire.OpTxn, "", group(wire.OpTxn, 0, wire.Item{Op: wire.OpGet, Key: public}), wire.StatusOK, 1},
 		"multiget":      {wire.OpMultiGet, "", group(wire.OpMultiGet, 0, wire.Item{Op: wire.OpGet, Key: public}, wire.Item{Op: wire.OpGet, Key: secret}), wire.StatusDenied, 2},
+		"put if":        {wire.OpPut, "public/k", nil, wire.StatusConditionFailed, 2},
 		"scan all":      {wire.OpScan, "", scanPayload(""), wire.StatusDenied, 1},
 		"scan a prefix": {wire.OpScan, "", scanPayload("public/"), wire.StatusOK, 1},
 	} {
 		before := authorizer.asked.Load()
-		if got := do(t, n, c.op, nil, c.key, c.payload); got.Status != c.want {
+		var ext []byte
+		if name == "put if" {
+			ext = wire.AppendExtVersions(nil, 1)
+		}
+		if got := do(t, n, c.op, ext, c.key, c.payload); got.Status != c.want {
 			t.Errorf("%s: %s, want %s", name, got.Status, c.want)
 		}
 		if asked := authorizer.asked.Load() - before; asked != c.asks {

@@ -41,7 +41,7 @@ type Options struct {
 
 	// DrainTimeout bounds a graceful stop. Default 20 s.
 	DrainTimeout time.Duration
-	// StartTimeout bounds the wait for the group to lead. Default 30 s.
+	// StartTimeout bounds the wait for the group to lead. Default 5 min.
 	StartTimeout time.Duration
 
 	// Logger receives the node's log lines. Default slog.Default().
@@ -81,7 +81,7 @@ func (o Options) withDefaults() Options {
 		o.DrainTimeout = 20 * time.Second
 	}
 	if o.StartTimeout == 0 {
-		o.StartTimeout = 30 * time.Second
+		o.StartTimeout = 5 * time.Minute
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

@@ -30,7 +30,8 @@ type Access struct {
 }
 
 // Authorizer decides on every operation: each item of a batch, transaction or MULTIGET is a question of
-// its own, and so is every condition, since its outcome tells something of the record. Implementations
+// its own, and an operation with conditions is asked about as OpCheck too, since their outcome tells
+// something of the record. Implementations
 // are called on event loops and must not block.
 type Authorizer interface {
 	// Authorize reports whether p may do a.

@@ -31,6 +31,8 @@ type Service struct {
 	shard *Shard
 	reads *readPool
 	info  *nodeInfo
+	// auditing: there is a sink, so that every operation must be looked at.
+	auditing bool
 
 	draining atomic.Bool
 }
@@ -45,7 +47,8 @@ func newService(o ServiceOptions, shard *Shard, info *nodeInfo) *Service {
 	if o.Audit == nil {
 		o.Audit = NoAudit{}
 	}
-	s := &Service{o: o, shard: shard, info: info}
+	_, silent := o.Audit.(NoAudit)
+	s := &Service{o: o, shard: shard, info: info, auditing: !silent}
 	s.reads = newReadPool(s, o.ReadWorkers, o.ReadQueueBytes)
 	return s
 }

@@ -75,7 +75,16 @@ type diskStatus struct {
 func (s *Service) statusJSON() []byte {
 	e, raft := s.shard.engine, s.shard.group.Status()
 	cluster, history, _ := e.Identity()
+	// Index, digest and revision of one state: under load the state moves between the two readings.
 	digestIndex, digest := e.Digest()
+	applied := e.Applied()
+	for range 100 {
+		if applied.Index == digestIndex {
+			break
+		}
+		digestIndex, digest = e.Digest()
+		applied = e.Applied()
+	}
 	durable, _ := e.Durable()
 	stats, err := e.Stats()
 	if err != nil {
@@ -90,7 +99,7 @@ func (s *Service) statusJSON() []byte {
 		IsLeader: leading, LeaderID: raft.LeaderID, Term: raft.Term,
 		CommitIndex: raft.CommitIndex, AppliedIndex: digestIndex, DurableIndex: durable.Index,
 		FirstIndex: raft.FirstIndex, LastIndex: raft.LastIndex,
-		Revision:    strconv.FormatUint(e.Applied().Revision, 10),
+		Revision:    strconv.FormatUint(applied.Revision, 10),
 		StateDigest: hex.EncodeToString(digest[:]),
 		Lease:       leaseStatus{Held: leading, Mode: s.info.ReadMode},
 		Durability:  "fsync", ReadMode: s.info.ReadMode,

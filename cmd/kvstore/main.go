@@ -71,6 +71,10 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	slog.SetDefault(log)
 
+	if c.initialCluster != "" && c.hasCluster() {
+		log.Warn("initial-cluster is ignored: the data directory has a cluster already", "data_dir", c.dataDir)
+	}
+
 	// Signals first: one that arrives while the node starts must stop it too.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -91,27 +95,21 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	case sig := <-signals:
 		fmt.Fprintf(stderr, "kvstore: %s while starting: stopping\n", sig)
 		cancel()
-		err = <-started
-		if err == nil {
-			break
+		go stopAtOnce(signals, stderr) // ends with the process
+		if err = <-started; errors.Is(err, context.Canceled) {
+			return exitOK
 		}
-		return exitOK
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "kvstore: %v\n", err)
 		return exitFailed
 	}
-	banner(stdout, n.Addresses(), &c, time.Since(began))
-
-	if ctx.Err() == nil {
+	if ctx.Err() == nil { // no signal came while starting
+		banner(stdout, n.Addresses(), &c, time.Since(began))
 		sig := <-signals
 		fmt.Fprintf(stderr, "kvstore: %s: draining (a second signal stops at once)\n", sig)
+		go stopAtOnce(signals, stderr) // ends with the process
 	}
-	go func() { // ends with the process
-		<-signals
-		fmt.Fprintln(stderr, "kvstore: second signal: stopping at once")
-		os.Exit(exitFailed)
-	}()
 	drain, cancelDrain := context.WithTimeout(context.Background(), o.DrainTimeout)
 	defer cancelDrain()
 	if err := n.Close(drain); err != nil {
@@ -119,4 +117,11 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 		return exitFailed
 	}
 	return exitOK
+}
+
+// stopAtOnce ends the process at the next signal. Nothing that was acknowledged is lost by that.
+func stopAtOnce(signals <-chan os.Signal, stderr io.Writer) {
+	<-signals
+	fmt.Fprintln(stderr, "kvstore: second signal: stopping at once")
+	os.Exit(exitFailed)
 }

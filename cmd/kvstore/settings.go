@@ -22,7 +22,7 @@ type settings struct {
 	insecure, checkConfig, version                              bool
 	readMode, logLevel                                          string
 	heartbeat, election, checkpointInterval, snapshotInterval   time.Duration
-	drainTimeout, writeStall, proposalTimeout                   time.Duration
+	startTimeout, drainTimeout, writeStall, proposalTimeout     time.Duration
 	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
 	snapshotThreshold, trailingLogs, loops, readWorkers         int
 	maxConns, inFlight, batchOps, memtables, compactors         int
@@ -49,6 +49,9 @@ func (c *settings) declare() *config.Set {
 	s.Bool(&c.version, "version", false, "print the version and exit")
 	s.Choice(&c.logLevel, "log-level", "warn", []string{"debug", "info", "warn", "error"}, "least severe log line that is written")
 	s.Duration(&c.drainTimeout, "drain-timeout", 20*time.Second, time.Second, 10*time.Minute, "longest graceful stop")
+
+	s.Duration(&c.startTimeout, "start-timeout", 5*time.Minute, time.Second, 24*time.Hour, "longest wait for the log to be replayed and the group to lead")
+	s.FlagOnly("check-config", "version")
 
 	s.Section("Addresses")
 	s.String(&c.listen, "listen", defaultListen, "binary protocol")
@@ -112,7 +115,7 @@ func (c *settings) check() error {
 	if c.election < c.heartbeat {
 		errs = append(errs, fmt.Errorf("election-timeout %s is below heartbeat-timeout %s", c.election, c.heartbeat))
 	}
-	if own := c.nodeID + "=" + c.raftAddress(); c.initialCluster != "" && c.initialCluster != own {
+	if own := c.nodeID + "=" + c.raftAddress(); c.initialCluster != "" && c.initialCluster != own && !c.hasCluster() {
 		errs = append(errs, fmt.Errorf("initial-cluster: this version runs clusters of one node; leave the option out, or give %s", own))
 	}
 	if least := c.diskFloorLeast(); c.diskFloor != 0 && c.diskFloor < least {
@@ -137,6 +140,13 @@ func (c *settings) check() error {
 // files and dies of SIGBUS where a page has no block. Measured with memtables of 4 MiB: 64 MiB were too
 // few, 128 MiB held.
 func (c *settings) diskFloorLeast() int64 { return 128<<20 + 16*c.memtable }
+
+// hasCluster reports whether the data directory belongs to a cluster already: --initial-cluster says
+// nothing then.
+func (c *settings) hasCluster() bool {
+	_, err := os.Stat(filepath.Join(c.dataDir, "identity"))
+	return err == nil
+}
 
 // raftAddress is the address by which the cluster knows this node.
 func (c *settings) raftAddress() string {
@@ -173,7 +183,7 @@ func checkWritable(dir string) error {
 // options turns the settings into those of the node.
 func (c *settings) options() node.Options {
 	o := node.Options{
-		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout, ReadMode: c.readMode,
+		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout, StartTimeout: c.startTimeout, ReadMode: c.readMode,
 		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
 		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
 	}

@@ -16,6 +16,7 @@ type values struct {
 	wait      time.Duration
 	size      int64
 	insecure  bool
+	version   bool
 }
 
 func newSet(v *values) *Set {
@@ -27,6 +28,8 @@ func newSet(v *values) *Set {
 	s.Duration(&v.wait, "wait", time.Second, time.Millisecond, time.Minute, "how long")
 	s.Bytes(&v.size, "memtable", 64<<20, 1<<20, 1<<30, "memory")
 	s.Bool(&v.insecure, "insecure", false, "no protection")
+	s.Bool(&v.version, "version", false, "print the version")
+	s.FlagOnly("version")
 	return s
 }
 
@@ -48,7 +51,7 @@ func TestLoad_EverySource_FlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T
 	var v values
 	s := newSet(&v)
 	rest, err := s.Load([]string{"--config", file, "--data-dir=/flag", "--insecure", "server"}, env(map[string]string{
-		"PROG_DATA_DIR": "/env", "PROG_MAX_CONNS": "7", "PROG_SERVICE_HOST": "10.0.0.1",
+		"PROG_DATA_DIR": "/env", "PROG_MAX_CONNS": "7", "PROG_SERVICE_HOST": "10.0.0.1", "PROG_VERSION": "1.2.3",
 	}), nil)
 	if err != nil {
 		t.Fatal(err)

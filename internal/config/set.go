@@ -23,7 +23,7 @@ var ErrHelp = flag.ErrHelp
 type option struct {
 	name, usage, def, bounds string
 	section                  string
-	isBool                   bool
+	isBool, flagOnly         bool
 	set                      func(string) error
 	origin                   string
 }
@@ -57,6 +57,14 @@ func (s *Set) add(o *option) {
 	s.byName[o.name] = o
 	if err := o.set(o.def); err != nil {
 		panic("BUG: default of option " + o.name + ": " + err.Error())
+	}
+}
+
+// FlagOnly names options that ask for something once and so are read from flags alone. (Container images
+// tend to set a variable such as KVSTORE_VERSION.)
+func (s *Set) FlagOnly(names ...string) {
+	for _, n := range names {
+		s.byName[n].flagOnly = true
 	}
 }
 
@@ -156,7 +164,7 @@ func (s *Set) Load(args []string, lookup func(string) (string, bool), help io.Wr
 	}
 	env := map[string]string{}
 	for _, o := range s.options {
-		if v, ok := lookup(s.envName(o.name)); ok && v != "" {
+		if v, ok := lookup(s.envName(o.name)); ok && v != "" && !o.flagOnly {
 			env[o.name] = v
 		}
 	}
@@ -247,7 +255,7 @@ func (s *Set) loadFile(apply func(o *option, v, origin string)) []error {
 		switch {
 		case name == "config":
 			errs = append(errs, fmt.Errorf("%s:%d: key %q can't stand in the file that it names", s.file, k.Line, k.Value))
-		case o == nil:
+		case o == nil || o.flagOnly:
 			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", s.file, k.Line, k.Value, s.didYouMean(name)))
 		case seen[name] != 0:
 			errs = append(errs, fmt.Errorf("%s:%d: key %q stands on line %d already", s.file, k.Line, k.Value, seen[name]))
