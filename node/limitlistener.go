@@ -52,6 +52,15 @@ type limitedConn struct {
 	release func()
 }
 
+// CloseWrite ends the answer and leaves the other direction open: net/http does this after a refusal, so
+// that a reset for unread bytes does not destroy the answer on its way.
+func (c *limitedConn) CloseWrite() error {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		return tcp.CloseWrite()
+	}
+	return nil
+}
+
 // Close closes the connection.
 func (c *limitedConn) Close() error {
 	defer c.release()

@@ -33,6 +33,9 @@ func TestLimitListener_BeyondItsNumber_WaitsUntilOneCloses(t *testing.T) {
 		defer c.Close()
 	}
 	first := <-accepted
+	if _, ok := first.(interface{ CloseWrite() error }); !ok {
+		t.Error("net/http can't end an answer in order: no CloseWrite")
+	}
 	second := <-accepted
 	select {
 	case <-accepted:
