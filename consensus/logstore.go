@@ -17,6 +17,8 @@ import (
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
+
+	"kvstore/internal/record"
 )
 
 // seedKey is where the log's metadata keeps the seed of entryCodec.
@@ -101,7 +103,7 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 	opened = true
 	// raft-wal syncs the directory with a file's first fsync, but not for a file that a crashed process
 	// had created and this one only found.
-	if err := syncDir(o.dir); err != nil {
+	if err := record.SyncDir(o.dir); err != nil {
 		_ = w.Close()
 		return nil, fmt.Errorf("cannot sync directory %q: %w", o.dir, err)
 	}
@@ -328,14 +330,4 @@ func (f codecFiler) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, er
 func (f codecFiler) Open(info types.SegmentInfo) (types.SegmentReader, error) {
 	info.Codec = entryCodecID
 	return f.SegmentFiler.Open(info)
-}
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"kvstore/internal/record"
 )
 
 // The vote file: the one small file that must never go back in time. Integers are little endian.
@@ -215,5 +217,5 @@ func replaceFile(path string, content []byte) error {
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return record.SyncDir(filepath.Dir(path))
 }

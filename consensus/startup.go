@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"kvstore/internal/record"
 )
 
 // ErrContradiction marks a directory whose parts (log, vote, checkpoint) cannot belong together. Open
@@ -160,7 +162,7 @@ func lockDir(dir string) (*dirLock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := syncDir(filepath.Dir(filepath.Clean(dir))); err != nil {
+	if err := record.SyncDir(filepath.Dir(filepath.Clean(dir))); err != nil {
 		return nil, err
 	}
 	f, err := os.Open(dir)
