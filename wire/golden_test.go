@@ -146,6 +146,10 @@ func goldens() []golden {
 		{name: "status_request", what: "STATUS, request 2", make: goldenRequest(OpStatus, 2, nil, nil, nil)},
 		{name: "status_answer", what: "STATUS's answer: a JSON document", make: goldenAnswer(OpStatus, 2, StatusOK, nil, []byte(`{"node_id":"node-1"}`))},
 
+		{name: "status_local", what: "STATUS of the asked node alone, request 14", make: goldenRequest(OpStatus, 14, nil, nil, []byte{StatusLocal})},
+		{name: "admin_request", what: "ADMIN: move leadership, request 15", make: goldenRequest(OpAdmin, 15, nil, nil, []byte(`{"action":"transfer","id":"node-2"}`))},
+		{name: "admin_not_leader", what: "ADMIN's answer: another node leads", make: goldenAnswer(OpAdmin, 15, StatusNotLeader, AppendExtU64(AppendExtString(nil, ExtLeader, "127.0.0.1:7011"), ExtTerm, 7), nil)},
+
 		{name: "put_request", what: "PUT user:123 with session, time to live, condition, tags, content type and checksum, request 3", make: goldenRequest(OpPut, 3, goldenPutExt(), goldenKey, goldenValue)},
 		{name: "put_answer", what: "PUT's answer: the version", make: goldenAnswer(OpPut, 3, StatusOK, nil, AppendVersion(nil, goldenRev))},
 		{name: "put_failed", what: "PUT's answer: condition 0 does not hold", make: goldenAnswer(OpPut, 3, StatusConditionFailed, nil, AppendFailed(nil, []FailedCondition{{0, 0}}))},

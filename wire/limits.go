@@ -26,6 +26,12 @@ const (
 	MaxFrameMin = 4 << 10
 	// PingBytesMax bounds the payload that PING echoes.
 	PingBytesMax = 1 << 10
+	// AdminBytesMax bounds the document that OpAdmin carries.
+	AdminBytesMax = 16 << 10
+	// NodeIDBytesMax, AddressBytesMax and VersionBytesMax bound what a member record holds.
+	NodeIDBytesMax  = 64
+	AddressBytesMax = 256
+	VersionBytesMax = 64
 	// MessageBytesMax bounds the text of an error answer.
 	MessageBytesMax = 1 << 10
 

@@ -19,8 +19,12 @@ const (
 	OpCancel Opcode = 0x04
 	// OpCredit is reserved: it will return flow-control credit of watches.
 	OpCredit Opcode = 0x05
-	// OpStatus answers with a JSON document about the node and its cluster.
+	// OpStatus answers with a JSON document about the cluster as the asked node sees it or, when its payload
+	// is StatusLocal, about that node alone.
 	OpStatus Opcode = 0x06
+	// OpAdmin changes or lists the members of the cluster, or moves its leadership: a JSON document asks, a
+	// JSON document answers. The leader executes it.
+	OpAdmin Opcode = 0x07
 
 	OpGet      Opcode = 0x10
 	OpExists   Opcode = 0x11
@@ -41,10 +45,14 @@ const (
 	OpWatch Opcode = 0x40
 	OpEvent Opcode = 0x41
 
-	// OpExpire and OpInit occur only in log entries; a client that sends one gets StatusUnknownOp.
+	// OpExpire, OpInit and OpMember occur only in log entries; a client that sends one gets StatusUnknownOp.
 	OpExpire Opcode = 0x50
 	OpInit   Opcode = 0x51
+	OpMember Opcode = 0x52
 )
+
+// StatusLocal is the payload of an OpStatus that asks about the asked node alone: nodes ask each other so.
+const StatusLocal = 0x01
 
 // String gives the name used in metrics and messages; an unknown opcode prints as a number.
 func (o Opcode) String() string {
@@ -61,6 +69,8 @@ func (o Opcode) String() string {
 		return "credit"
 	case OpStatus:
 		return "status"
+	case OpAdmin:
+		return "admin"
 	case OpGet:
 		return "get"
 	case OpExists:
@@ -91,6 +101,8 @@ func (o Opcode) String() string {
 		return "expire"
 	case OpInit:
 		return "init"
+	case OpMember:
+		return "member"
 	}
 	return "op_0x" + strconv.FormatUint(uint64(o), 16)
 }
@@ -106,7 +118,7 @@ func (o Opcode) IsWrite() bool {
 
 // requestable reports whether a client may ask for o once its connection is open.
 func (o Opcode) requestable() bool {
-	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus
+	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus || o == OpAdmin
 }
 
 // IsRead reports whether a client's request with this opcode reads the state without the log.

@@ -71,6 +71,7 @@ func TestProtocolPage_Limits_MatchTheCode(t *testing.T) {
 		{"frame body, bytes, as sent and unpacked (HELLO tells the server's)", FrameBodyBytesMax, "TOO_LARGE, or the connection is closed"},
 		{"HELLO and its answer, bytes of body", HelloBytesMax, "TOO_LARGE"},
 		{"payload of PING, bytes", PingBytesMax, "TOO_LARGE"},
+		{"document of ADMIN, bytes", AdminBytesMax, "TOO_LARGE"},
 		{"items of a BATCH, TXN or MULTIGET", BatchOpsMax, "TOO_LARGE"},
 		{"conditions of one operation", ConditionsMax, "TOO_LARGE"},
 		{"value that a condition compares, bytes", ConditionValueBytesMax, "TOO_LARGE"},

@@ -126,7 +126,18 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 		}
 	}
 	switch r.Op {
-	case OpGet, OpExists, OpSessionOpen, OpStatus:
+	case OpStatus:
+		if len(r.Payload) > 1 || len(r.Payload) == 1 && r.Payload[0] != StatusLocal {
+			return refuse(StatusBadRequest, "status takes no payload, or the byte %d for the asked node alone", StatusLocal)
+		}
+	case OpAdmin:
+		if len(r.Payload) == 0 {
+			return refuse(StatusBadRequest, "admin takes a JSON document")
+		}
+		if len(r.Payload) > AdminBytesMax {
+			return refuseLimit(AdminBytesMax, "admin request of %d bytes; at most %d", len(r.Payload), AdminBytesMax)
+		}
+	case OpGet, OpExists, OpSessionOpen:
 		if len(r.Payload) != 0 {
 			return refuse(StatusBadRequest, "%s takes no payload", r.Op)
 		}

@@ -47,8 +47,8 @@ var layers = []layer{
 	{folder: "security", own: []string{"wire", "internal"}, reason: sideBySide},
 	{folder: "backup", own: []string{"wire", "internal"}, reason: sideBySide},
 
-	{folder: "node", own: []string{"netloop", "gateway", "batcher", "consensus", "engine", "feed", "security", "backup", "wire", "internal"},
-		reason: "node joins the server's parts; it lies above them all and knows no client and no command"},
+	{folder: "node", own: []string{"netloop", "gateway", "batcher", "consensus", "engine", "feed", "security", "backup", "client", "wire", "internal"},
+		reason: "node joins the server's parts; it lies above them all and knows no command; what it passes on to the leader goes through the client that users have"},
 
 	{folder: "client", own: []string{"wire", "internal"}, reason: blackBox},
 	{folder: "bench", own: []string{"client", "wire", "internal"}, reason: blackBox},
