@@ -61,7 +61,7 @@ func TestLayers_EveryForbiddenArrow_IsFoundWithItsReason(t *testing.T) {
 			arrow{"internal/hist", module + "/" + to, "small shared tools"})
 	}
 	bad = append(bad,
-		arrow{"node", module + "/client", "knows no client"},
+		arrow{"node", module + "/bench", "knows no command"},
 		arrow{"cmd/kvstore", module + "/engine", "nothing more"},
 		arrow{"node", module + "/internal/testcluster", "tests only"},
 		arrow{"node", module + "/test/crash", "tests only"},
