@@ -23,12 +23,14 @@ const (
 //
 // Owned by the goroutine that calls Apply.
 type applier struct {
-	engine   *Engine
+	in       *instance
 	sessions *sessions
 
-	// The state at the last entry. identity is what system records say.
+	// The state at the last entry. identity and members are what system records say; members is sorted by id
+	// and immutable: a change makes a new slice.
 	last     marker
 	identity identity
+	members  []wire.Member
 
 	// The entry at hand.
 	index, term, ts uint64
@@ -47,8 +49,8 @@ type applier struct {
 	onStored   func(stored []byte) error
 }
 
-func newApplier(e *Engine, s *sessions, last marker, id identity) *applier {
-	a := &applier{engine: e, sessions: s, last: last, identity: id}
+func newApplier(in *instance, s *sessions, last marker, id identity, members []wire.Member) *applier {
+	a := &applier{in: in, sessions: s, last: last, identity: id, members: members}
 	a.onCached, a.onStored = a.loaded, a.loadedStored
 	a.deadlines.reset()
 	return a
@@ -63,11 +65,12 @@ func newApplier(e *Engine, s *sessions, last marker, id identity) *applier {
 // damaged: to go on would make this replica differ from the others. Calls come from one goroutine at a
 // time, in log order, never beside Close.
 func (e *Engine) Apply(index, term uint64, entry []byte) []wire.Result {
-	if index <= e.applier.last.index {
+	a := e.live.Load().applier
+	if index <= a.last.index {
 		return nil
 	}
 	start := time.Now()
-	results := e.applier.apply(index, term, entry)
+	results := a.apply(index, term, entry)
 	e.applyTime.Observe(time.Since(start))
 	return results
 }
@@ -75,11 +78,11 @@ func (e *Engine) Apply(index, term uint64, entry []byte) []wire.Result {
 // ApplyConfiguration notes the cluster's configuration that the log holds at index: the next checkpoint
 // carries it. It takes ownership of the slice. As Apply otherwise.
 func (e *Engine) ApplyConfiguration(index, term uint64, configuration []byte) {
-	a := e.applier
+	a := e.live.Load().applier
 	if index <= a.last.index {
 		return
 	}
-	e.store.setConfiguration(index, configuration)
+	a.in.store.setConfiguration(index, configuration)
 	a.begin(index, term, a.last.time)
 	a.finish()
 }
@@ -90,8 +93,8 @@ func (a *applier) apply(index, term uint64, entry []byte) []wire.Result {
 	if err != nil {
 		panic(fmt.Sprintf("cannot apply entry %d of term %d: %v", index, term, err))
 	}
-	if h.Group != a.engine.group {
-		panic(fmt.Sprintf("cannot apply entry %d of term %d: it belongs to group %d, this is group %d", index, term, h.Group, a.engine.group))
+	if h.Group != a.in.group {
+		panic(fmt.Sprintf("cannot apply entry %d of term %d: it belongs to group %d, this is group %d", index, term, h.Group, a.in.group))
 	}
 	a.begin(index, term, h.Time)
 	a.sessions.expire(a.now)
@@ -162,6 +165,8 @@ func (a *applier) execute1(op *wire.Op) wire.Result {
 		return a.expire(n)
 	case wire.OpInit:
 		return wire.Result{Status: wire.StatusBadRequest} // there is a cluster already
+	case wire.OpMember:
+		return a.member(op)
 	default:
 		return wire.Result{Status: wire.StatusUnknownOp}
 	}
@@ -239,7 +244,7 @@ func (a *applier) nextRevision() wire.Revision {
 
 // finish stores and publishes the entry. The order is what readers rely on: store, cache, point; see cache.
 func (a *applier) finish() {
-	w := a.engine.store.begin(a.ts)
+	w := a.in.store.begin(a.ts)
 	m := &a.last
 	for i := range a.overlay.all {
 		if st := &a.overlay.all[i]; st.dirty {
@@ -253,9 +258,10 @@ func (a *applier) finish() {
 		panic(fmt.Sprintf("cannot store entry %d: %v", a.index, err))
 	}
 	a.updateCache()
-	a.engine.store.publish(m.point(), a.markerBytes)
-	a.engine.deadlines.publish(&a.deadlines)
-	a.engine.note(m, len(a.sessions.byID))
+	a.in.store.publish(m.point(), a.markerBytes)
+	a.in.deadlines.publish(&a.deadlines)
+	a.in.note(m, len(a.sessions.byID))
+	a.in.setMembers(a.members)
 	a.deliver()
 	a.reset()
 }
@@ -263,7 +269,7 @@ func (a *applier) finish() {
 // deliver hands the entry's effects to the sink.
 func (a *applier) deliver() {
 	if len(a.effects) > 0 {
-		a.engine.sink.Effects(pointOf(a.last.point()), a.effects)
+		a.in.sink.Effects(pointOf(a.last.point()), a.effects)
 	}
 }
 

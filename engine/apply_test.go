@@ -62,15 +62,15 @@ func TestOpen_DamagedSession_IsDamage(t *testing.T) {
 	o := engineOptions(t, t.TempDir())
 	d := newDriver(t, o)
 	// A session that no entry wrote, under a marker that fits.
-	m := d.e.applier.last
+	m := d.e.live.Load().applier.last
 	m.index, m.ts = m.index+1, m.ts+1
 	b := appendMarker(nil, &m)
-	w := d.e.store.begin(m.ts)
+	w := d.e.live.Load().store.begin(m.ts)
 	w.set(appendSessionKey(nil, 7), []byte("garbage"))
 	if err := w.commit(b); err != nil {
 		t.Fatal(err)
 	}
-	d.e.store.publish(m.point(), b)
+	d.e.live.Load().store.publish(m.point(), b)
 	if err := d.e.VerifyDigest(t.Context()); !errors.Is(err, ErrRecordDamaged) {
 		t.Errorf("verify: %v", err)
 	}
@@ -85,16 +85,16 @@ func TestOpen_DamagedSession_IsDamage(t *testing.T) {
 func TestVerifyDigest_RecordThatNoEntryWrote_IsFound(t *testing.T) {
 	d := newDriver(t, engineOptions(t, t.TempDir()))
 	d.put("k", "v")
-	m := d.e.applier.last
+	m := d.e.live.Load().applier.last
 	m.index, m.ts = m.index+1, m.ts+1
 	b := appendMarker(nil, &m)
-	w := d.e.store.begin(m.ts)
+	w := d.e.live.Load().store.begin(m.ts)
 	key := appendRecordKey(nil, 1, []byte("k"))
 	w.set(key, cachedRecordOf(key, []byte("sound, and wrong"), 1))
 	if err := w.commit(b); err != nil {
 		t.Fatal(err)
 	}
-	d.e.store.publish(m.point(), b)
+	d.e.live.Load().store.publish(m.point(), b)
 	if err := d.e.VerifyDigest(t.Context()); err == nil {
 		t.Fatal("nothing was found")
 	}
@@ -247,7 +247,7 @@ func TestExpire_ManyDue_RemovesTheEarliestFirstWithinItsBound(t *testing.T) {
 		t.Fatalf("effects %v, want %v", got, want)
 	}
 	// OpExpire has learnt the earliest deadline: nobody needs to ask for the scan of the next to begin there.
-	if floor := d.e.deadlines.floor(); floor != testEpoch+8e6 {
+	if floor := d.e.live.Load().deadlines.floor(); floor != testEpoch+8e6 {
 		t.Fatalf("deadlines are looked for from %d on", floor)
 	}
 	if deadline, ok := d.e.DueExpiry(); !ok || deadline != testEpoch+8e6 {
@@ -277,7 +277,7 @@ func TestPut_LargeValues_AreStoredInPiecesAndReadWhole(t *testing.T) {
 	for i := range value {
 		value[i] = byte(rng.Uint32())
 	}
-	threshold := d.e.store.o.ChunkThresholdBytes
+	threshold := d.e.live.Load().store.o.ChunkThresholdBytes
 	for _, size := range []int{wire.ValueBytesMax, threshold + 1, threshold, 3, 2 * threshold, 0} {
 		if res := d.one(putOp("k", value[:size], nil)); res.Status != wire.StatusOK {
 			t.Fatalf("put of %d bytes: %v", size, res.Status)
@@ -288,7 +288,7 @@ func TestPut_LargeValues_AreStoredInPiecesAndReadWhole(t *testing.T) {
 		}
 		// No piece of a longer value before is left.
 		pieces := 0
-		err = d.e.store.read(0, func(r *reader) error {
+		err = d.e.live.Load().store.read(0, func(r *reader) error {
 			pieces = 0
 			lower, upper := familyRange(familyChunk)
 			return r.iterate(lower, upper, false, true, func([]byte, func() ([]byte, error)) (bool, error) {
@@ -298,7 +298,7 @@ func TestPut_LargeValues_AreStoredInPiecesAndReadWhole(t *testing.T) {
 		})
 		want := 0
 		if size > threshold {
-			want = (size + d.e.store.o.ChunkBytes - 1) / d.e.store.o.ChunkBytes
+			want = (size + d.e.live.Load().store.o.ChunkBytes - 1) / d.e.live.Load().store.o.ChunkBytes
 		}
 		if err != nil || pieces != want {
 			t.Fatalf("%d pieces of %d bytes, want %d; %v", pieces, size, want, err)
@@ -432,7 +432,7 @@ func TestApply_TransactionWithAnswerTooLarge_LeavesReadsOut(t *testing.T) {
 
 func TestApply_EntryWithMorePositionsThanThereAre_RefusesTheRest(t *testing.T) {
 	d := newDriver(t, engineOptions(t, t.TempDir()))
-	a := d.e.applier
+	a := d.e.live.Load().applier
 	a.begin(d.index+1, 1, d.now)
 	a.positions = 1<<wire.PositionBits - 3
 	op := putOp("k", []byte("v"), nil).Op

@@ -10,10 +10,9 @@ import (
 // badgerLog hands Badger's warnings and errors to slog and counts them: some failures show nowhere else.
 // Info and debug lines are dropped: they are many, and some are formatted per write.
 type badgerLog struct {
-	log      *slog.Logger
-	warnings atomic.Uint64
-	errors   atomic.Uint64
-	fail     atomic.Pointer[func(error)]
+	log     *slog.Logger
+	metrics *storeMetrics
+	fail    atomic.Pointer[func(error)]
 }
 
 // flushFailed begins the line that Badger logs when it can't write a memtable out. It then retries each
@@ -29,7 +28,7 @@ func (l *badgerLog) disarm() { l.fail.Store(nil) }
 
 // Errorf implements badger.Logger.
 func (l *badgerLog) Errorf(format string, args ...any) {
-	l.errors.Add(1)
+	l.metrics.badgerErrors.Add(1)
 	text := line(format, args)
 	l.log.Error("badger reports an error", "text", text)
 	if fail := l.fail.Load(); fail != nil && strings.HasPrefix(format, flushFailed) {
@@ -39,7 +38,7 @@ func (l *badgerLog) Errorf(format string, args ...any) {
 
 // Warningf implements badger.Logger.
 func (l *badgerLog) Warningf(format string, args ...any) {
-	l.warnings.Add(1)
+	l.metrics.badgerWarnings.Add(1)
 	l.log.Warn("badger reports a warning", "text", line(format, args))
 }
 

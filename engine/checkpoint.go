@@ -36,17 +36,26 @@ type Checkpoint struct {
 	WitnessConfigurationIndex uint64
 	// Marker is the state machine's marker of Index. The store holds the same bytes at TS.
 	Marker []byte
+	// Installed says that this state came as a snapshot from another node and that no entry behind it is
+	// durable yet.
+	Installed bool
 }
 
 // CheckpointLayout of the payload, integers little-endian; the record layer adds length and CRC:
 //
-//	0 u8 format | 1 3×0 | 4 u64 generation | 12 u64 index | 20 u64 term | 28 u64 ts | 36 i64 time
+//	0 u8 format | 1 u8 flags (1: installed) | 2 2×0 | 4 u64 generation | 12 u64 index | 20 u64 term | 28 u64 ts | 36 i64 time
 //	44 u64 fence | 52 u64 configuration index | 60 u64 witness index | 68 u64 witness term
 //	76 u64 witness configuration index | 84 u32+bytes configuration | u32+bytes witness configuration
 //	u32+bytes marker
+//
+// Format 2 has flags; it is written when there are any, so that a build that reads format 1 alone never
+// meets flags that it can't know, and otherwise reads what this one writes.
 const (
-	checkpointFormat     = 1
-	checkpointFixedBytes = 84
+	checkpointFormat      = 1
+	checkpointFormatFlags = 2
+	checkpointFixedBytes  = 84
+
+	checkpointInstalled = 1
 
 	// checkpointBytesMax bounds the file: configurations of a thousand members fit a hundred times.
 	checkpointBytesMax = 16 << 20
@@ -62,7 +71,11 @@ var errCheckpointFormat = errors.New("checkpoint has an unknown format")
 var errCheckpointPayload = errors.New("checkpoint is malformed")
 
 func appendCheckpoint(dst []byte, cp *Checkpoint) []byte {
-	dst = append(dst, checkpointFormat, 0, 0, 0)
+	if cp.Installed {
+		dst = append(dst, checkpointFormatFlags, checkpointInstalled, 0, 0)
+	} else {
+		dst = append(dst, checkpointFormat, 0, 0, 0)
+	}
 	for _, v := range [...]uint64{
 		cp.Generation, cp.Index, cp.Term, cp.TS, uint64(cp.Time), cp.Fence,
 		cp.ConfigurationIndex, cp.WitnessIndex, cp.WitnessTerm, cp.WitnessConfigurationIndex,
@@ -79,16 +92,20 @@ func appendCheckpoint(dst []byte, cp *Checkpoint) []byte {
 // decodeCheckpoint reads what appendCheckpoint wrote. The slices are copies. Errors: errCheckpointFormat,
 // errCheckpointPayload.
 func decodeCheckpoint(b []byte) (Checkpoint, error) {
-	if len(b) > 0 && b[0] != checkpointFormat {
-		return Checkpoint{}, fmt.Errorf("%w: %d, this build reads %d", errCheckpointFormat, b[0], checkpointFormat)
+	if len(b) > 0 && b[0] != checkpointFormat && b[0] != checkpointFormatFlags {
+		return Checkpoint{}, fmt.Errorf("%w: %d, this build reads up to %d", errCheckpointFormat, b[0], checkpointFormatFlags)
 	}
-	if len(b) < checkpointFixedBytes || b[1]|b[2]|b[3] != 0 {
+	if len(b) >= checkpointFixedBytes && b[0] == checkpointFormatFlags && b[1]&^checkpointInstalled != 0 {
+		return Checkpoint{}, fmt.Errorf("%w: flags %#x", errCheckpointFormat, b[1])
+	}
+	if len(b) < checkpointFixedBytes || b[2]|b[3] != 0 || (b[0] == checkpointFormatFlags) != (b[1] != 0) {
 		return Checkpoint{}, fmt.Errorf("%w: %d bytes", errCheckpointPayload, len(b))
 	}
 	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
 	cp := Checkpoint{
 		Generation: u64(4), Index: u64(12), Term: u64(20), TS: u64(28), Time: int64(u64(36)), Fence: u64(44),
 		ConfigurationIndex: u64(52), WitnessIndex: u64(60), WitnessTerm: u64(68), WitnessConfigurationIndex: u64(76),
+		Installed: b[1] == checkpointInstalled,
 	}
 	rest := b[checkpointFixedBytes:]
 	for _, field := range [...]*[]byte{&cp.Configuration, &cp.WitnessConfiguration, &cp.Marker} {
@@ -253,8 +270,15 @@ func (s *store) checkpointer() {
 //  4. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
 //  5. Replace CHECKPOINT.
 //
+// A store that was replaced has nothing to say any more.
+//
 // REQUIRES: caller is the checkpointer.
 func (s *store) checkpoint() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.replaced {
+		return nil
+	}
 	start := time.Now()
 	p := s.newest.Load()
 	s.mu.Lock()
@@ -275,6 +299,7 @@ func (s *store) checkpoint() error {
 		cp.WitnessIndex, cp.WitnessTerm = witness.WitnessIndex, witness.WitnessTerm
 		cp.WitnessConfiguration, cp.WitnessConfigurationIndex = witness.WitnessConfiguration, witness.WitnessConfigurationIndex
 	}
+	cp.Installed = last.Installed && p.index == last.Index
 	cp.Index, cp.Term, cp.TS, cp.Time = p.index, p.term, p.ts, p.time
 	cp.Configuration, cp.ConfigurationIndex, cp.Marker = p.configuration, p.configurationIndex, p.marker
 	cp.Fence = s.history.advance(p)

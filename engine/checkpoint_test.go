@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -47,15 +48,30 @@ func TestCheckpoint_Golden_BytesStay(t *testing.T) {
 			t.Fatalf("%d of %d bytes: %v", n, len(b), err)
 		}
 	}
-	b[0]++
+	b[0] = checkpointFormatFlags + 1
 	if _, err := decodeCheckpoint(b); !errors.Is(err, errCheckpointFormat) {
 		t.Fatalf("next format: %v", err)
+	}
+	// The only difference of an installed one.
+	installed := goldenCheckpoint
+	installed.Installed = true
+	b[0], b[1] = checkpointFormatFlags, checkpointInstalled
+	if got := appendCheckpoint(nil, &installed); !bytes.Equal(got, b) {
+		t.Fatalf("installed: encoded\n%x, want\n%x", got, b)
+	}
+	if got, err := decodeCheckpoint(b); err != nil || !reflect.DeepEqual(got, installed) {
+		t.Fatalf("installed: decoded %+v, %v", got, err)
+	}
+	b[1] |= 2
+	if _, err := decodeCheckpoint(b); !errors.Is(err, errCheckpointFormat) {
+		t.Fatalf("a flag of the future: %v", err)
 	}
 }
 
 func FuzzDecodeCheckpoint(f *testing.F) {
 	f.Add(appendCheckpoint(nil, &goldenCheckpoint))
 	f.Add(appendCheckpoint(nil, &Checkpoint{Generation: 1}))
+	f.Add(appendCheckpoint(nil, &Checkpoint{Generation: 2, Index: 1, TS: 1, Marker: []byte("m"), Installed: true}))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		cp, err := decodeCheckpoint(b)
@@ -357,7 +373,7 @@ func TestReadCheckpoint_DamagedOrNewer_IsToldApart(t *testing.T) {
 	}
 	whole := record.Append(nil, appendCheckpoint(nil, &goldenCheckpoint))
 	newer := appendCheckpoint(nil, &goldenCheckpoint)
-	newer[0]++
+	newer[0] = checkpointFormatFlags + 1
 	flipped := slices.Clone(whole)
 	flipped[40] ^= 1
 	for name, c := range map[string]struct {

@@ -172,7 +172,7 @@ func TestTwoEngines_SameLog_EqualDigests(t *testing.T) {
 	restarted = crash(t, restarted, other, log)
 	for _, e := range []*Engine{plain, restarted, eager} {
 		wantEqualEngines(t, plain, e)
-		wantEqualSessions(t, plain.applier.sessions, e.applier.sessions)
+		wantEqualSessions(t, plain.live.Load().applier.sessions, e.live.Load().applier.sessions)
 		if err := e.VerifyDigest(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -199,8 +199,8 @@ func wantEqualEngines(t testing.TB, a, b *Engine) {
 // crash closes e without a checkpoint, opens its directory again and replays what is missing.
 func crash(t testing.TB, e *Engine, o Options, log [][]byte) *Engine {
 	t.Helper()
-	e.pages.close()
-	e.store.failed.CompareAndSwap(nil, ptr(fmt.Errorf("crashed by the test"))) // no last checkpoint
+	e.live.Load().pages.close()
+	e.live.Load().store.failed.CompareAndSwap(nil, ptr(fmt.Errorf("crashed by the test"))) // no last checkpoint
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}

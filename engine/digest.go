@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
@@ -74,16 +75,26 @@ func hash3(seed uint64, a, b, c []byte) uint64 {
 // fail their check, ErrDigestMismatch when all bytes are sound and the sum is not, ErrCompacted when the
 // scan took longer than a revision can be held (Options.PinAgeMax), and ctx's error.
 func (e *Engine) VerifyDigest(ctx context.Context) error {
-	ts := e.store.current().ts
+	for {
+		in := e.live.Load()
+		if err := in.verify(ctx); !errors.Is(err, ErrClosed) || !e.replaced(in) {
+			return err
+		}
+	}
+}
+
+// verify is VerifyDigest for one instance. One that is replaced meanwhile is verified to its end.
+func (in *instance) verify(ctx context.Context) error {
+	ts := in.store.current().ts
 	if ts == 0 {
 		return nil
 	}
-	release, err := e.store.pin(ts)
+	release, err := in.store.pin(ts)
 	if err != nil {
 		return fmt.Errorf("cannot hold revision %d for the digest's check: %w", ts, err)
 	}
 	defer release()
-	err = e.store.read(ts, func(r *reader) error {
+	err = in.store.read(ts, func(r *reader) error {
 		v := verifier{ctx: ctx, r: r}
 		return v.run()
 	})
@@ -128,6 +139,12 @@ func (v *verifier) run() error {
 		err := v.r.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
 			if err := v.ctx.Err(); err != nil {
 				return false, err
+			}
+			// A pin that has lost its hold ends the scan at once: what it finds can't be believed any more, and
+			// its iterator keeps flushed memtable logs on disk, which a crash would replay below tombstones that
+			// compactions may drop from now on.
+			if v.r.s.fence.Load() > v.r.at.ts {
+				return false, ErrCompacted
 			}
 			stored, err := value()
 			if err != nil {

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"testing"
 
@@ -122,4 +124,54 @@ func BenchmarkScan(b *testing.B) {
 		}
 		dst = payload
 	}
+}
+
+// BenchmarkSnapshot sends a state of 100,000 records of 128 bytes that can't be compressed, and receives it
+// with all its checks. Bytes are those of keys and values in the stream.
+func BenchmarkSnapshot(b *testing.B) {
+	d := benchmarkEngine(b, 0)
+	rng := rand.New(rand.NewPCG(1, 1))
+	value := make([]byte, 128)
+	for i := 0; i < benchmarkKeys; i += 1000 {
+		ops := make([]testOp, 1000)
+		for j := range ops {
+			for k := range value {
+				value[k] = byte(rng.Uint32())
+			}
+			ops[j] = putOp(fmt.Sprintf("user%016d", i+j), bytes.Clone(value), nil)
+		}
+		d.apply(ops...)
+	}
+	if err := d.e.CheckpointNow(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	meta, stream := snapshotOf(b, d.e)
+	b.Run("send", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			s, err := d.e.OpenSnapshot(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, s); err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(s.Progress().Bytes))
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("receive", func(b *testing.B) {
+		b.ReportAllocs()
+		to := benchmarkEngine(b, 0)
+		for b.Loop() {
+			received, err := to.e.ReceiveSnapshot(b.Context(), meta, bytes.NewReader(stream))
+			if err != nil {
+				b.Fatal(err)
+			}
+			received.Discard()
+			b.SetBytes(int64(len(stream)))
+		}
+	})
 }

@@ -125,7 +125,8 @@ func earliestDeadline(s *store, from int64) (earliest int64, err error) {
 // has one. It may be too early when records were written over, never too late. The leader compares it
 // with its clock and proposes OpExpire.
 func (e *Engine) DueExpiry() (deadline int64, ok bool) {
-	deadline = e.deadlines.earliest(e.store)
+	in := e.live.Load()
+	deadline = in.deadlines.earliest(in.store)
 	return deadline, deadline != math.MaxInt64
 }
 
@@ -151,8 +152,8 @@ func (a *applier) expire(n uint32) wire.Result {
 // dueRecords reads the expiry index as this entry has left it so far: up to n record keys that are due, and
 // the earliest deadline behind them.
 func (a *applier) dueRecords(n int) (due [][]byte, earliest int64) {
-	lower, upper := expiryRange(a.engine.deadlines.floor())
-	err := a.engine.store.read(0, func(r *reader) error {
+	lower, upper := expiryRange(a.in.deadlines.floor())
+	err := a.in.store.read(0, func(r *reader) error {
 		due, earliest = due[:0], math.MaxInt64
 		return r.iterate(lower, upper, false, true, func(key []byte, _ func() ([]byte, error)) (bool, error) {
 			deadline, tail, ok := splitExpiryKey(key)

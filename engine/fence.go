@@ -73,6 +73,67 @@ func (s *store) dropStalePinsLocked() {
 			s.metrics.pinsDropped.Add(1)
 		}
 	}
+	for p := range s.snapshots {
+		if now.Sub(p.used) > snapshotIdleMax {
+			delete(s.snapshots, p)
+			s.metrics.pinsDropped.Add(1)
+		}
+	}
+}
+
+const (
+	// snapshotsMax bounds the snapshots that are sent at once: a leader has a few followers, and one that
+	// reads slowly holds back what compactions may drop.
+	snapshotsMax = 4
+
+	// snapshotIdleMax is how long a snapshot may go unread before it loses its hold: its receiver is gone.
+	snapshotIdleMax = time.Minute
+)
+
+// snapshotPin holds the state that a snapshot shows. The bounds of other pins would break a long
+// transfer; this one holds for as long as its snapshot is read. Membership in store.snapshots and used are
+// guarded by store.mu.
+type snapshotPin struct {
+	ts   uint64 // immutable
+	used time.Time
+}
+
+// pinSnapshot pins the newest checkpoint. ErrPinsExhausted: snapshotsMax are open.
+func (s *store) pinSnapshot() (p *snapshotPin, cp *Checkpoint, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.snapshots) >= snapshotsMax {
+		s.dropStalePinsLocked()
+		if len(s.snapshots) >= snapshotsMax {
+			return nil, nil, fmt.Errorf("cannot open a snapshot: %w (%d snapshots)", ErrPinsExhausted, len(s.snapshots))
+		}
+	}
+	// Under mu, the fence is at most the Fence of the newest checkpoint: it can't have passed this one.
+	cp = s.last.Load()
+	p = &snapshotPin{ts: cp.TS, used: s.o.hooks.now()}
+	s.snapshots[p] = struct{}{}
+	return p, cp, nil
+}
+
+// renew notes that the snapshot is being read.
+func (s *store) renew(p *snapshotPin) {
+	s.mu.Lock()
+	p.used = s.o.hooks.now()
+	s.mu.Unlock()
+}
+
+// unpinSnapshot ends the hold of p, if it has one.
+func (s *store) unpinSnapshot(p *snapshotPin) {
+	s.mu.Lock()
+	delete(s.snapshots, p)
+	s.mu.Unlock()
+}
+
+// snapshotsOpen is how many snapshots have a hold.
+func (s *store) snapshotsOpen() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.snapshots)
 }
 
 // advanceFence moves the fence to min(Fence of the last checkpoint, pins) and then lets Badger drop what
@@ -84,6 +145,9 @@ func (s *store) advanceFence() {
 	s.dropStalePinsLocked()
 	target := s.last.Load().Fence
 	for p := range s.pins {
+		target = min(target, p.ts)
+	}
+	for p := range s.snapshots {
 		target = min(target, p.ts)
 	}
 	moved := target > s.fence.Load()

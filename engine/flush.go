@@ -31,14 +31,14 @@ func (a *applier) flush(w *write, m *marker, st *staged) {
 // flushRecord stores the record, a large value in pieces.
 func (a *applier) flushRecord(w *write, st *staged) {
 	r := &st.now
-	if len(r.Value) <= a.engine.store.o.ChunkThresholdBytes {
+	if len(r.Value) <= a.in.store.o.ChunkThresholdBytes {
 		st.stored = appendRecord(a.mem.alloc(r.storedBytes()), st.key, r)
 		w.set(st.key, st.stored)
 		return
 	}
 	manifest := *r
 	manifest.Value = nil
-	size := a.engine.store.o.ChunkBytes
+	size := a.in.store.o.ChunkBytes
 	for rest := r.Value; len(rest) > 0; manifest.chunks++ {
 		data := rest[:min(size, len(rest))]
 		rest = rest[len(data):]
@@ -75,7 +75,7 @@ func (a *applier) expiryKey(deadline int64, recordKey []byte) []byte {
 
 // updateCache shows the cache what the entry has changed. REQUIRES: committed, not yet published.
 func (a *applier) updateCache() {
-	c := a.engine.cache
+	c := a.in.cache
 	for i := range a.overlay.all {
 		st := &a.overlay.all[i]
 		switch {

@@ -50,9 +50,8 @@ func generationDir(dir string, generation uint64) string {
 	return filepath.Join(dir, generationPrefix+strconv.FormatUint(generation, 10))
 }
 
-// open finds the generation that the checkpoint names, opens Badger in it and checks that both speak of
-// the same state. It fills the fields that depend on the directory, s.start and s.startPoint. On error
-// nothing stays open.
+// open finds the generation that the checkpoint names, opens Badger in it, checks that both speak of
+// the same state, and adopts it. On error nothing stays open.
 func (s *store) open() error {
 	if err := makeDirs(s.dir); err != nil {
 		return err
@@ -87,22 +86,41 @@ func (s *store) open() error {
 			return err
 		}
 	}
-	s.generation = cp.Generation
-	s.genDir = generationDir(s.dir, cp.Generation)
-	s.badgerLog = &badgerLog{log: s.log}
+	s.setGeneration(cp.Generation)
 	if s.db, err = s.openBadger(); err != nil {
 		return err
 	}
+	var p point
 	if found {
-		err = s.checkMarker(&cp)
+		p, err = s.checkMarker(&cp)
 	} else {
 		err = s.create(&cp)
 	}
 	if err != nil {
 		return errors.Join(err, s.db.Close())
 	}
-	s.start = cp
+	s.adopt(cp, p)
 	return nil
+}
+
+// openReceived opens the generation of cp, which a snapshot has filled and CHECKPOINT doesn't name yet. Its
+// failures don't count: what they say about the snapshot says nothing about what the next start opens.
+func (s *store) openReceived(cp Checkpoint) (err error) {
+	s.setGeneration(cp.Generation)
+	if s.db, err = badger.OpenManaged(s.badgerOptions()); err != nil {
+		return fmt.Errorf("cannot open Badger in %q: %w", s.genDir, err)
+	}
+	p, err := s.checkMarker(&cp)
+	if err != nil {
+		return errors.Join(err, s.db.Close())
+	}
+	s.adopt(cp, p)
+	return nil
+}
+
+func (s *store) setGeneration(generation uint64) {
+	s.generation = generation
+	s.genDir = generationDir(s.dir, generation)
 }
 
 // create writes the first checkpoint of a virgin store, so that from here on a missing checkpoint can only
@@ -120,19 +138,18 @@ func (s *store) create(cp *Checkpoint) error {
 	return writeCheckpoint(s.dir, cp)
 }
 
-// checkMarker compares the checkpoint with its marker, and that with what Badger holds at its ts.
-func (s *store) checkMarker(cp *Checkpoint) error {
+// checkMarker compares the checkpoint with its marker, and that with what Badger holds at its ts. p is what
+// the checkpoint makes visible.
+func (s *store) checkMarker(cp *Checkpoint) (p point, err error) {
 	if cp.Index == 0 {
-		return nil
+		return point{}, nil
 	}
-	p, err := s.o.hooks.markerPoint(cp.Marker)
-	if err != nil {
-		return damaged("the marker in the checkpoint cannot be read", err)
+	if p, err = s.o.hooks.markerPoint(cp.Marker); err != nil {
+		return point{}, damaged("the marker in the checkpoint cannot be read", err)
 	}
 	if p.index != cp.Index || p.term != cp.Term || p.ts != cp.TS || p.time != cp.Time {
-		return damaged(fmt.Sprintf("the checkpoint %+v and its marker %+v contradict each other", *cp, p), nil)
+		return point{}, damaged(fmt.Sprintf("the checkpoint %+v and its marker %+v contradict each other", *cp, p), nil)
 	}
-	s.startPoint = p
 	var stored []byte
 	found, err := s.getAt(cp.TS, markerKey, func(value []byte) error {
 		stored = append([]byte(nil), value...)
@@ -140,13 +157,13 @@ func (s *store) checkMarker(cp *Checkpoint) error {
 	})
 	switch {
 	case err != nil:
-		return damaged("the marker of the checkpoint cannot be read", err)
+		return point{}, damaged("the marker of the checkpoint cannot be read", err)
 	case !found:
-		return damaged(fmt.Sprintf("the checkpoint claims entry %d, but the store has no marker at ts %d", cp.Index, cp.TS), nil)
+		return point{}, damaged(fmt.Sprintf("the checkpoint claims entry %d, but the store has no marker at ts %d", cp.Index, cp.TS), nil)
 	case !bytes.Equal(stored, cp.Marker):
-		return damaged(fmt.Sprintf("the checkpoint claims entry %d, but the store's marker at ts %d is another: %x, not %x", cp.Index, cp.TS, stored, cp.Marker), nil)
+		return point{}, damaged(fmt.Sprintf("the checkpoint claims entry %d, but the store's marker at ts %d is another: %x, not %x", cp.Index, cp.TS, stored, cp.Marker), nil)
 	}
-	return nil
+	return p, nil
 }
 
 // badgerOptions are the options that the whole package relies on; DESIGN.md argues each.

@@ -29,7 +29,12 @@ type ReadOptions struct {
 func (e *Engine) Get(o ReadOptions, key, buf []byte) (rec wire.Record, out []byte, st wire.Status, err error) {
 	l := lookups.Get().(*lookup)
 	l.buf = buf
-	st, err = l.do(e, &o, key)
+	for {
+		in := e.live.Load()
+		if st, err = l.do(in, &o, key); st != wire.StatusDraining || !e.replaced(in) {
+			break
+		}
+	}
 	rec, out = l.record(), l.buf
 	l.release()
 	return rec, out, st, err
@@ -39,7 +44,12 @@ func (e *Engine) Get(o ReadOptions, key, buf []byte) (rec wire.Record, out []byt
 func (e *Engine) Exists(o ReadOptions, key []byte) (meta wire.Meta, st wire.Status, err error) {
 	l := lookups.Get().(*lookup)
 	l.headOnly, l.buf = true, l.scratch
-	st, err = l.do(e, &o, key)
+	for {
+		in := e.live.Load()
+		if st, err = l.do(in, &o, key); st != wire.StatusDraining || !e.replaced(in) {
+			break
+		}
+	}
 	meta, l.scratch = l.rec.Meta, l.buf[:0]
 	l.release()
 	return meta, st, err
@@ -50,14 +60,15 @@ func (e *Engine) Exists(o ReadOptions, key []byte) (meta wire.Meta, st wire.Stat
 // record and the state that the answer reflects: rec's slices are views until fn returns; fn copies what it
 // needs, calls nothing of the engine, and doesn't block. With StatusNotFound fn was not called.
 func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at Point)) (st wire.Status, hit bool) {
-	if e.cache == nil || len(key) > wire.KeyBytesMax {
+	in := e.live.Load()
+	if in.cache == nil || len(key) > wire.KeyBytesMax {
 		return 0, false
 	}
 	var room [recordKeyPrefixBytes + wire.KeyBytesMax]byte
 	recordKey := appendRecordKey(room[:0], ns, key)
-	p := e.store.current()
+	p := in.store.current()
 	st = wire.StatusNotFound
-	answer := e.cache.view(hashKey(recordKey), recordKey, p.ts, func(r *storedRecord) {
+	answer := in.cache.view(hashKey(recordKey), recordKey, p.ts, func(r *storedRecord) {
 		if !r.expired(p.time) {
 			st = wire.StatusOK
 			fn(&r.Record, pointOf(p))
@@ -71,7 +82,7 @@ func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at P
 
 // lookup is one read of one key. It is pooled, with its callbacks: a closure per read would allocate.
 type lookup struct {
-	e        *Engine
+	in       *instance
 	r        *reader
 	at       wire.Revision
 	headOnly bool
@@ -106,18 +117,18 @@ func (l *lookup) release() {
 	if cap(l.scratch) > lookupKeptMax {
 		l.scratch = nil
 	}
-	l.e, l.r, l.buf, l.rec = nil, nil, nil, storedRecord{}
+	l.in, l.r, l.buf, l.rec = nil, nil, nil, storedRecord{}
 	l.headOnly = false
 	lookups.Put(l)
 }
 
 // do reads key as o says.
-func (l *lookup) do(e *Engine, o *ReadOptions, key []byte) (wire.Status, error) {
-	at, st := e.place(o)
+func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, error) {
+	at, st := in.place(o)
 	if st != wire.StatusOK {
 		return st, nil
 	}
-	l.e, l.at = e, o.AtRevision
+	l.in, l.at = in, o.AtRevision
 	l.key = appendRecordKey(l.key[:0], o.Namespace, key)
 	l.hash = hashKey(l.key)
 	if at == 0 {
@@ -125,7 +136,7 @@ func (l *lookup) do(e *Engine, o *ReadOptions, key []byte) (wire.Status, error) 
 			return st, nil
 		}
 	}
-	if err := e.store.read(at, l.onRead); err != nil {
+	if err := in.store.read(at, l.onRead); err != nil {
 		l.rec = storedRecord{}
 		return statusOf(err)
 	}
@@ -144,8 +155,8 @@ func (l *lookup) do(e *Engine, o *ReadOptions, key []byte) (wire.Status, error) 
 }
 
 // place decides at which ts to read: 0 for the newest.
-func (e *Engine) place(o *ReadOptions) (at uint64, st wire.Status) {
-	if wire.RevisionTS(o.MinRevision) > e.store.current().ts {
+func (in *instance) place(o *ReadOptions) (at uint64, st wire.Status) {
+	if wire.RevisionTS(o.MinRevision) > in.store.current().ts {
 		return 0, wire.StatusFutureRevision
 	}
 	if o.AtRevision == 0 {
@@ -159,8 +170,8 @@ func (e *Engine) place(o *ReadOptions) (at uint64, st wire.Status) {
 
 // cached looks for the key in the cache.
 func (l *lookup) cached() (st wire.Status, hit bool) {
-	p := l.e.store.current()
-	b, answer := l.e.cache.appendTo(l.buf[:0], l.hash, l.key, p.ts)
+	p := l.in.store.current()
+	b, answer := l.in.cache.appendTo(l.buf[:0], l.hash, l.key, p.ts)
 	l.buf = b
 	switch answer {
 	case cacheMiss:
@@ -225,9 +236,9 @@ func exactAt(at wire.Revision, p point, found bool, version wire.Revision) bool 
 func (l *lookup) fill() {
 	switch {
 	case !l.found:
-		l.e.cache.fill(l.hash, l.key, l.p.ts, nil)
+		l.in.cache.fill(l.hash, l.key, l.p.ts, nil)
 	case l.rec.chunks == 0 && l.stored > 0:
-		l.e.cache.fill(l.hash, l.key, l.p.ts, l.buf[:l.stored])
+		l.in.cache.fill(l.hash, l.key, l.p.ts, l.buf[:l.stored])
 	}
 }
 

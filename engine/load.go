@@ -22,7 +22,7 @@ func (a *applier) loadValue(st *staged) {
 		a.read()
 		return
 	}
-	value, err := appendChunks(nil, storeAt{a.engine.store, a.last.ts}, st.key, &st.old)
+	value, err := appendChunks(nil, storeAt{a.in.store, a.last.ts}, st.key, &st.old)
 	if err != nil {
 		a.failRead(err)
 	}
@@ -32,14 +32,14 @@ func (a *applier) loadValue(st *staged) {
 // read looks for a.loading in the cache, then in the store.
 func (a *applier) read() {
 	st, ts := a.loading, a.last.ts
-	switch a.engine.cache.view(st.hash, st.key, ts, a.onCached) {
+	switch a.in.cache.view(st.hash, st.key, ts, a.onCached) {
 	case cacheHit:
 		st.oldExists = true
 		return
 	case cacheAbsent:
 		return
 	}
-	found, err := a.engine.store.getAt(ts, st.key, a.onStored)
+	found, err := a.in.store.getAt(ts, st.key, a.onStored)
 	if err != nil {
 		a.failRead(err)
 	}

@@ -12,15 +12,18 @@ import (
 	"kvstore/internal/hist"
 )
 
-// storeMetrics counts; every field may be written and read by anyone.
+// storeMetrics counts; every field may be written and read by anyone. A store that replaces another goes on
+// with its metrics.
 type storeMetrics struct {
-	commit       hist.Histogram // Whole commits of entries.
-	checkpoint   hist.Histogram // Whole checkpoints, without the empty ones.
-	fdatasync    hist.Histogram // Single memtable logs.
-	txns         atomic.Uint64
-	checkpoints  atomic.Uint64
-	fenceRetries atomic.Uint64
-	pinsDropped  atomic.Uint64
+	commit         hist.Histogram // Whole commits of entries.
+	checkpoint     hist.Histogram // Whole checkpoints, without the empty ones.
+	fdatasync      hist.Histogram // Single memtable logs.
+	txns           atomic.Uint64
+	checkpoints    atomic.Uint64
+	fenceRetries   atomic.Uint64
+	pinsDropped    atomic.Uint64
+	badgerWarnings atomic.Uint64 // Lines that Badger logged.
+	badgerErrors   atomic.Uint64
 }
 
 // LevelStats describes one level of Badger's tree.
@@ -90,8 +93,8 @@ func (s *store) stats() (StoreStats, error) {
 		Fdatasyncs:         s.metrics.fdatasync.Snapshot(),
 		FenceRetries:       s.metrics.fenceRetries.Load(),
 		PinsDropped:        s.metrics.pinsDropped.Load(),
-		BadgerWarnings:     s.badgerLog.warnings.Load(),
-		BadgerErrors:       s.badgerLog.errors.Load(),
+		BadgerWarnings:     s.metrics.badgerWarnings.Load(),
+		BadgerErrors:       s.metrics.badgerErrors.Load(),
 	}
 	s.mu.Lock()
 	st.Pins = len(s.pins)

@@ -12,12 +12,22 @@ import (
 //
 // REQUIRES: the request passed wire.ParseRequest.
 func (e *Engine) MultiGet(o ReadOptions, items []byte, count int, dst []byte) (payload []byte, st wire.Status, err error) {
-	at, st := e.place(&o)
+	for {
+		in := e.live.Load()
+		if payload, st, err = in.multiGet(&o, items, count, dst); st != wire.StatusDraining || !e.replaced(in) {
+			return payload, st, err
+		}
+	}
+}
+
+// multiGet is MultiGet on one instance.
+func (in *instance) multiGet(o *ReadOptions, items []byte, count int, dst []byte) (payload []byte, st wire.Status, err error) {
+	at, st := in.place(o)
 	if st != wire.StatusOK {
 		return dst, st, nil
 	}
-	m := multiGet{e: e, o: &o, items: items, count: count, dst: dst, start: len(dst), cached: at == 0 && e.cache != nil}
-	if err := e.store.read(at, m.read); err != nil {
+	m := multiGet{in: in, o: o, items: items, count: count, dst: dst, start: len(dst), cached: at == 0 && in.cache != nil}
+	if err := in.store.read(at, m.read); err != nil {
 		st, err := statusOf(err)
 		return dst, st, err
 	}
@@ -30,7 +40,7 @@ func (e *Engine) MultiGet(o ReadOptions, items []byte, count int, dst []byte) (p
 
 // multiGet is one answer in the making.
 type multiGet struct {
-	e      *Engine
+	in     *instance
 	o      *ReadOptions
 	items  []byte
 	count  int
@@ -93,7 +103,7 @@ func (m *multiGet) one(key []byte) error {
 	m.key = appendRecordKey(m.key[:0], m.o.Namespace, key)
 	hash := hashKey(m.key)
 	if m.cached {
-		switch m.e.cache.view(hash, m.key, m.p.ts, m.inline) {
+		switch m.in.cache.view(hash, m.key, m.p.ts, m.inline) {
 		case cacheHit:
 			return nil
 		case cacheAbsent:
@@ -175,7 +185,7 @@ func (m *multiGet) fillCache() {
 		if f.absent {
 			stored = nil
 		}
-		m.e.cache.fill(f.hash, key, m.p.ts, stored)
+		m.in.cache.fill(f.hash, key, m.p.ts, stored)
 		rest = rest[f.key+f.stored:]
 	}
 }

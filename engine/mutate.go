@@ -159,7 +159,7 @@ func (a *applier) removeExpired(st *staged) wire.Revision {
 
 // effect notes a mutation for the sink.
 func (a *applier) effect(st *staged, kind EffectKind, rev wire.Revision) {
-	if a.engine.sink == nil {
+	if a.in.sink == nil {
 		return
 	}
 	a.effects = append(a.effects, Effect{

@@ -112,6 +112,10 @@ type hooks struct {
 	duringRead func()
 	// now stands in for the monotonic clock of the pins' ages.
 	now func() time.Time
+	// atStep is called at each step of receiving and installing a snapshot; see stepCreated.
+	atStep func(step string)
+	// writeCheckpoint stands in for the replacement of CHECKPOINT by an installation.
+	writeCheckpoint func(dir string, cp *Checkpoint) error
 	// markerPoint stands in for the decoder of markers.
 	markerPoint func(marker []byte) (point, error)
 }
@@ -175,6 +179,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.hooks.syncFile == nil {
 		o.hooks.syncFile = fdatasync
+	}
+	if o.hooks.writeCheckpoint == nil {
+		o.hooks.writeCheckpoint = writeCheckpoint
 	}
 	if o.hooks.markerPoint == nil {
 		o.hooks.markerPoint = markerPoint

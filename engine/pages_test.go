@@ -36,14 +36,14 @@ func TestScan_SlowListing_OutlivesTheHistoryWindowWhilePagesAreAskedFor(t *testi
 		rewrite()
 		clock = clock.Add(pagePinAge - time.Second) // each page renews the hold
 	}
-	if n := d.e.pages.count(); n != 1 {
+	if n := d.e.live.Load().pages.count(); n != 1 {
 		t.Fatalf("%d revisions held, want 1", n)
 	}
 	// A listing that nobody goes on with loses its revision, once another one sweeps.
 	clock = clock.Add(2 * pagePinAge)
 	_, other, _ := page(t, d.e, &wire.ScanRequest{Limit: 1, BytesMax: 1 << 20})
-	if len(other) == 0 || d.e.pages.count() != 1 {
-		t.Fatalf("%d revisions held, want the other's alone", d.e.pages.count())
+	if len(other) == 0 || d.e.live.Load().pages.count() != 1 {
+		t.Fatalf("%d revisions held, want the other's alone", d.e.live.Load().pages.count())
 	}
 	rewrite()
 	if _, st, err := d.e.Scan(ReadOptions{Namespace: 1}, &req, nil); err != nil || st != wire.StatusCompacted {

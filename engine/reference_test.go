@@ -105,6 +105,12 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 		}
 		delete(m.sessions, op.Session)
 		return wire.Result{}
+	case wire.OpMember:
+		var in wire.Member
+		if wire.DecodeMember(op.Payload, &in) != nil {
+			return wire.Result{Status: wire.StatusBadRequest}
+		}
+		return wire.Result{Rev: m.put(0, "member/"+in.ID, nil, op.Payload, 0)}
 	case wire.OpExpire:
 		n, err := wire.DecodeExpire(op.Payload)
 		if err != nil {

@@ -18,8 +18,18 @@ const scanVisitsMax = 100_000
 //
 // REQUIRES: req passed wire.DecodeScanRequest.
 func (e *Engine) Scan(o ReadOptions, req *wire.ScanRequest, dst []byte) (payload []byte, st wire.Status, err error) {
-	s := scan{e: e, req: req, dst: dst, start: len(dst), at: o.AtRevision, listing: listingHash(o.Namespace, req)}
-	at, st := e.place(&o)
+	for {
+		in := e.live.Load()
+		if payload, st, err = in.scan(&o, req, dst); st != wire.StatusDraining || !e.replaced(in) {
+			return payload, st, err
+		}
+	}
+}
+
+// scan is Scan on one instance.
+func (in *instance) scan(o *ReadOptions, req *wire.ScanRequest, dst []byte) (payload []byte, st wire.Status, err error) {
+	s := scan{in: in, req: req, dst: dst, start: len(dst), at: o.AtRevision, listing: listingHash(o.Namespace, req)}
+	at, st := in.place(o)
 	if st != wire.StatusOK {
 		return dst, st, nil
 	}
@@ -30,7 +40,7 @@ func (e *Engine) Scan(o ReadOptions, req *wire.ScanRequest, dst []byte) (payload
 		}
 		at = wire.RevisionTS(s.from.rev)
 	}
-	if err := e.store.read(at, s.read); err != nil {
+	if err := in.store.read(at, s.read); err != nil {
 		st, err := statusOf(err)
 		return dst, st, err
 	}
@@ -38,14 +48,14 @@ func (e *Engine) Scan(o ReadOptions, req *wire.ScanRequest, dst []byte) (payload
 		return dst, wire.StatusCompacted, nil
 	}
 	if s.more {
-		e.pages.hold(wire.RevisionTS(s.p.revision))
+		in.pages.hold(wire.RevisionTS(s.p.revision))
 	}
 	return s.finish(), wire.StatusOK, nil
 }
 
 // scan is one page in the making.
 type scan struct {
-	e       *Engine
+	in      *instance
 	req     *wire.ScanRequest
 	at      wire.Revision
 	from    cursor // where the page before ended; zero for the first page
@@ -98,7 +108,7 @@ func (s *scan) resume() wire.Status {
 	if err := decodeCursor(s.req.Cursor, &s.from); err != nil || s.from.listing != s.listing {
 		return wire.StatusBadRequest
 	}
-	if s.from.history != s.e.identity.Load().historyID || wire.RevisionTS(s.from.rev) == 0 {
+	if s.from.history != s.in.identity.Load().historyID || wire.RevisionTS(s.from.rev) == 0 {
 		return wire.StatusCompacted
 	}
 	// The bounds' own prefix: family and namespace.
@@ -196,7 +206,7 @@ func appendValue(dst []byte, g getter, recordKey []byte, r *storedRecord) ([]byt
 func (s *scan) finish() []byte {
 	items := len(s.dst)
 	if s.more {
-		c := cursor{history: s.e.identity.Load().historyID, rev: s.p.revision, time: s.p.time, listing: s.listing, last: s.last}
+		c := cursor{history: s.in.identity.Load().historyID, rev: s.p.revision, time: s.p.time, listing: s.listing, last: s.last}
 		s.dst = appendCursor(s.dst, &c)
 	}
 	if size := len(s.dst) - s.start; size > wire.FrameBodyBytesMax {

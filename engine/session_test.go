@@ -98,7 +98,7 @@ func TestSession_FloorAndEnd_DropAnswersAndTheirJournal(t *testing.T) {
 	id, other := openTestSession(d), openTestSession(d)
 	stored := func() (journals int) {
 		t.Helper()
-		err := d.e.store.read(0, func(r *reader) error {
+		err := d.e.live.Load().store.read(0, func(r *reader) error {
 			journals = 0
 			lower, upper := familyRange(familyJournal)
 			return r.iterate(lower, upper, false, true, func([]byte, func() ([]byte, error)) (bool, error) {
@@ -109,7 +109,7 @@ func TestSession_FloorAndEnd_DropAnswersAndTheirJournal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(d.e.applier.sessions.journal); n != journals {
+		if n := len(d.e.live.Load().applier.sessions.journal); n != journals {
 			t.Fatalf("%d journal records stored, %d known", journals, n)
 		}
 		return journals
@@ -167,15 +167,15 @@ func TestSession_AnswersBeyondOneJournalRecord_AreSplitAndLoaded(t *testing.T) {
 		ops = append(ops, putOp("k", nil, nil).session(id, seq, 0))
 	}
 	first := d.apply(ops...)
-	if n := len(d.e.applier.sessions.journal); n != 3 {
+	if n := len(d.e.live.Load().applier.sessions.journal); n != 3 {
 		t.Fatalf("%d parts, want 3", n)
 	}
-	before := d.e.applier.sessions
+	before := d.e.live.Load().applier.sessions
 	if err := d.e.Close(); err != nil {
 		t.Fatal(err)
 	}
 	d.e = mustOpen(t, o)
-	wantEqualSessions(t, before, d.e.applier.sessions)
+	wantEqualSessions(t, before, d.e.live.Load().applier.sessions)
 	for i, res := range d.apply(ops...) {
 		if !res.Replayed || res.Rev != first[i].Rev {
 			t.Fatalf("%d: %+v, first %+v", i, res, first[i])
@@ -207,7 +207,7 @@ func TestSession_MoreThanThereMayBe_AreRefused(t *testing.T) {
 func TestSession_AnswersBeyondTheirBound_EndTheLongestIdleSessions(t *testing.T) {
 	o := engineOptions(t, t.TempDir())
 	d := newDriver(t, o)
-	table := func() *sessions { return d.e.applier.sessions }
+	table := func() *sessions { return d.e.live.Load().applier.sessions }
 	idle, lively, writer := openTestSession(d), openTestSession(d), openTestSession(d)
 	for seq := uint64(1); seq <= 10; seq++ {
 		d.one(putOp("k", nil, nil).session(idle, seq, 0))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,8 +48,7 @@ type store struct {
 	badgerLog   *badgerLog
 	txnBytesMax int64
 	txnCountMax int
-	start       Checkpoint // The checkpoint that this process started from.
-	startPoint  point      // What it makes visible.
+	from        Checkpoint // The checkpoint that the store was opened from.
 
 	// Owned by the applier.
 	write              write
@@ -65,8 +65,8 @@ type store struct {
 	last              atomic.Pointer[Checkpoint]
 	checkpointedBytes atomic.Int64 // bytesWritten of the last checkpoint's point.
 
-	// Written and read by anyone.
-	metrics storeMetrics
+	// Written and read by anyone; handed on to the store that replaces this one.
+	metrics *storeMetrics
 
 	// Owned by the checkpointer: its goroutine, and close once that has ended.
 	sealedMems map[string]struct{} // Memtable logs that were synced after their last write.
@@ -77,6 +77,14 @@ type store struct {
 	stop chan struct{} // Closed by close.
 	done chan struct{} // Closed when the checkpointer has ended.
 
+	// writing is held by whoever writes CHECKPOINT: the checkpointer, close, or an installation.
+	writing sync.Mutex
+	// Guarded by writing: CHECKPOINT names, or may name, another generation.
+	replaced bool
+
+	// Owned by whoever opened the store, before anyone else knows it: the checkpointer runs.
+	begun bool
+
 	closeOnce sync.Once
 	closeErr  error
 
@@ -86,6 +94,8 @@ type store struct {
 	mu       sync.Mutex
 	advanced chan struct{} // Closed and replaced at each new checkpoint and at failure.
 	pins     map[*pin]struct{}
+	// snapshots are the pins of snapshots that are being sent.
+	snapshots map[*snapshotPin]struct{}
 	// witnessNext holds the witness fields that the next checkpoint has to carry; nil: those of the last.
 	witnessNext *Checkpoint
 }
@@ -97,6 +107,16 @@ func openStore(o Options) (*store, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	s := newStore(o, new(storeMetrics))
+	if err := s.open(); err != nil {
+		return nil, fmt.Errorf("cannot open engine at %q: %w", s.dir, err)
+	}
+	s.start()
+	return s, nil
+}
+
+// newStore makes a store that has no directory yet. REQUIRES: o has its defaults and is valid.
+func newStore(o Options, metrics *storeMetrics) *store {
 	s := &store{
 		o:           o,
 		log:         o.Logger,
@@ -109,17 +129,22 @@ func openStore(o Options) (*store, error) {
 		done:        make(chan struct{}),
 		advanced:    make(chan struct{}),
 		pins:        make(map[*pin]struct{}),
+		snapshots:   make(map[*snapshotPin]struct{}),
+		metrics:     metrics,
 	}
+	s.badgerLog = &badgerLog{log: s.log, metrics: metrics}
 	s.write.s = s
 	s.gate.init()
-	if err := s.open(); err != nil {
-		return nil, fmt.Errorf("cannot open engine at %q: %w", s.dir, err)
-	}
-	cp := s.start
+	return s
+}
+
+// adopt takes cp, which the open database holds, as what is durable and visible.
+func (s *store) adopt(cp Checkpoint, p point) {
+	s.from = cp
 	s.committedTS = cp.TS
 	s.configuration, s.configurationIndex = cp.Configuration, cp.ConfigurationIndex
 	s.newest.Store(&published{
-		point:              s.startPoint,
+		point:              p,
 		marker:             cp.Marker,
 		configuration:      cp.Configuration,
 		configurationIndex: cp.ConfigurationIndex,
@@ -128,17 +153,21 @@ func openStore(o Options) (*store, error) {
 	s.fence.Store(cp.Fence)
 	// Badger forgets its discard ts: until told, it drops nothing.
 	s.db.SetDiscardTs(cp.Fence)
-	s.history.init(o.HistoryWindow, o.HistoryBytes, cp)
+	s.history.init(s.o.HistoryWindow, s.o.HistoryBytes, cp)
+}
+
+// start begins the checkpoints. REQUIRES: CHECKPOINT names this store's generation.
+func (s *store) start() {
+	s.begun = true
 	s.badgerLog.arm(s.fail)
-	// checkpointer: owned by the store; ends when close closes s.stop.
+	// checkpointer: owned by the store; ends when close or discard closes s.stop.
 	go s.checkpointer()
-	return s, nil
 }
 
 // recovered returns the checkpoint that open started from; ok is false when the store is virgin: it
 // holds nothing, and the log has to be applied from its first entry.
 func (s *store) recovered() (cp Checkpoint, ok bool) {
-	return s.start, s.start.Index > 0
+	return s.from, s.from.Index > 0
 }
 
 // setConfiguration notes the cluster configuration that the entry at index brought. The next publish
@@ -205,16 +234,18 @@ func (s *store) broadcast() {
 	s.mu.Unlock()
 }
 
-// close waits for readers, writes a last checkpoint and closes Badger. The applier must have stopped.
-// Later calls return what the first one did. After a failed flush it doesn't return: Badger goes on
-// trying; that is why Options.Fatal should end the process.
+// close waits for readers, writes a last checkpoint (unless the store was never started) and closes Badger.
+// The applier must have stopped. Later calls return what the first one did. After a failed flush it doesn't
+// return: Badger goes on trying; that is why Options.Fatal should end the process.
 func (s *store) close() error {
 	s.closeOnce.Do(func() {
 		s.gate.close()
-		close(s.stop)
-		<-s.done
 		var err error
-		if s.failed.Load() == nil {
+		if s.begun {
+			close(s.stop)
+			<-s.done
+		}
+		if s.begun && s.failed.Load() == nil {
 			// A restart then replays nothing.
 			err = s.checkpoint()
 		}
@@ -226,6 +257,27 @@ func (s *store) close() error {
 		err = errors.Join(err, record.SyncDir(s.genDir))
 		if err != nil {
 			s.closeErr = fmt.Errorf("cannot close engine at %q: %w", s.dir, err)
+		}
+	})
+	return s.closeErr
+}
+
+// discard ends the store without a last checkpoint and removes its generation: CHECKPOINT names another
+// one, or has never named this. It waits for readers; those who wait for checkpoints get ErrClosed. The
+// applier must have left. Calls of close and discard after the first return what that did.
+func (s *store) discard() error {
+	s.closeOnce.Do(func() {
+		if s.begun {
+			close(s.stop)
+			<-s.done
+		}
+		s.gate.close()
+		// Badger flushes its memtables first; that is not worth a way around it. A flush that fails is tried
+		// for ever, so the alarm stays on.
+		err := s.db.Close()
+		s.badgerLog.disarm()
+		if err = errors.Join(err, os.RemoveAll(s.genDir)); err != nil {
+			s.closeErr = fmt.Errorf("cannot remove %q: %w", s.genDir, err)
 		}
 	})
 	return s.closeErr

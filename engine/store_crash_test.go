@@ -189,9 +189,12 @@ func TestStore_KilledOrPowerCutWhileCheckpointing_NothingDurableIsLost(t *testin
 	if testing.Short() {
 		rounds = 3
 	}
-	dir, synced := t.TempDir(), t.TempDir()
+	dir := t.TempDir()
 	for round := range rounds {
 		mode := [...]string{"old", "mixed", "kill"}[round%3]
+		// Badger begins to count its logs anew when it finds none. A copy of an earlier round would stand for a
+		// log of that name that was never synced, and bring back what has been deleted since: no disk does that.
+		synced := t.TempDir()
 		durable := runAndKill(t, dir, synced, seed, 3+rng.IntN(20), time.Duration(rng.IntN(10_000))*time.Microsecond)
 		if mode != "kill" {
 			cutPower(t, rng, generationDir(groupDir(dir, 1), 1), synced, mode)

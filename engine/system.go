@@ -42,7 +42,7 @@ func (a *applier) initialise(op *wire.Op) wire.Result {
 	a.putSystem(systemHistoryID, in.HistoryID[:])
 	a.putSystem(systemLevel, binary.LittleEndian.AppendUint16(nil, in.Level))
 	a.putSystem(systemBase, binary.LittleEndian.AppendUint64(nil, a.identity.base))
-	a.engine.setIdentity(a.identity)
+	a.in.setIdentity(a.identity)
 	return wire.Result{Status: wire.StatusOK, Rev: rev}
 }
 

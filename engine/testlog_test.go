@@ -72,6 +72,10 @@ func withTTL(ext []byte, ttl time.Duration) []byte {
 	return wire.AppendExtU64(ext, wire.ExtTTL, uint64(ttl.Milliseconds()))
 }
 
+func memberOp(m wire.Member) testOp {
+	return testOp{wire.Op{Op: wire.OpMember, Payload: wire.AppendMember(nil, &m)}}
+}
+
 // testEpoch is where log time begins in tests.
 const testEpoch = int64(1_700_000_000_000_000)
 
@@ -356,6 +360,12 @@ func (w *workload) op() testOp {
 	case n == 5:
 		o := putOp("elsewhere", nil, nil)
 		o.Namespace = 77
+		return o
+	case n == 6:
+		o := memberOp(wire.Member{ID: fmt.Sprintf("node-%d", w.rng.IntN(9)), Incarnation: [16]byte{byte(w.rng.IntN(9))}, Removed: w.rng.IntN(4) == 0, Address: "localhost:7000"})
+		if w.rng.IntN(5) == 0 {
+			o.Payload = o.Payload[:len(o.Payload)-1] // refused
+		}
 		return o
 	case n <= 20:
 		return w.sessionWrite()

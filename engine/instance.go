@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"kvstore/wire"
+)
+
+// instance is one generation with all that belongs to its state. An engine has one at a time; installing a
+// snapshot replaces it as a whole. A reader loads it once and finishes on what it has loaded, or is turned
+// away by its store's gate (ErrClosed) and begins again on the next one.
+type instance struct {
+	// Immutable after loadInstance; each provides its own synchronisation.
+	store     *store
+	cache     *cache
+	sink      EffectSink
+	group     uint32
+	pages     *pages
+	deadlines deadlines
+
+	// Owned by the applier.
+	applier *applier
+
+	// Written by the applier, read by anyone.
+	identity atomic.Pointer[identity]
+	members  atomic.Pointer[[]wire.Member]
+
+	mu sync.Mutex
+	// Guarded by mu: what the newest published entry left.
+	newest   marker
+	sessions int
+}
+
+// loadInstance builds the state machine from what s shows.
+func loadInstance(s *store) (*instance, error) {
+	in := &instance{store: s, cache: newCache(s.o.CacheBytes), sink: s.o.Sink, group: s.o.Group, pages: newPages(s)}
+	var last marker
+	var id identity
+	var members []wire.Member
+	table := newSessions()
+	if s.current().ts > 0 {
+		err := s.read(0, func(r *reader) (err error) {
+			if err = readMarker(r, &last); err != nil {
+				return err
+			}
+			if id, err = loadIdentity(r); err != nil {
+				return err
+			}
+			if members, err = loadMembers(r); err != nil {
+				return err
+			}
+			table, err = loadSessions(r)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if in.deadlines.next, err = earliestDeadline(s, 0); err != nil {
+		return nil, err
+	}
+	in.applier = newApplier(in, table, last, id, members)
+	in.setIdentity(id)
+	in.setMembers(members)
+	in.note(&last, len(table.byID))
+	return in, nil
+}
+
+// note publishes what the newest entry left, apart from its point. REQUIRES: caller is the applier.
+func (in *instance) note(m *marker, sessions int) {
+	in.mu.Lock()
+	in.newest, in.sessions = *m, sessions
+	in.mu.Unlock()
+}
+
+// setIdentity publishes what the system records say. REQUIRES: caller is the applier.
+func (in *instance) setIdentity(id identity) { in.identity.Store(&id) }
+
+// close ends the instance in order, with a last checkpoint.
+func (in *instance) close() error {
+	in.pages.close()
+	return in.store.close()
+}
+
+// discard ends the instance without a checkpoint and removes its generation. It waits for its readers.
+func (in *instance) discard() error {
+	in.pages.close()
+	return in.store.discard()
+}
+
+// replaced reports whether in is no longer the instance that serves: what failed on it because it was
+// closed is to be repeated.
+func (e *Engine) replaced(in *instance) bool { return e.live.Load() != in }
+
+// waiting runs fn, which waits for something of a store, on the store that serves, and again on the next
+// one when that was replaced meanwhile.
+func (e *Engine) waiting(fn func(s *store) error) error {
+	for {
+		in := e.live.Load()
+		if err := fn(in.store); !errors.Is(err, ErrClosed) || !e.replaced(in) {
+			return err
+		}
+	}
+}
