@@ -258,14 +258,14 @@ func TestClose_OperationsUnderWay_EndWithTheirOutcome(t *testing.T) {
 }
 
 func TestStatusPingServerInfo_Answer(t *testing.T) {
-	_, c := fake(t, WithNamespace("other"), WithName("tester"))
+	s, c := fake(t, WithNamespace("other"), WithName("tester"))
 	if b, err := c.Status(bg); err != nil || string(b) != `{"node_id":"fake"}` {
 		t.Fatal(string(b), err)
 	}
 	if d, err := c.Ping(bg); err != nil || d <= 0 {
 		t.Fatal(d, err)
 	}
-	if a := c.ServerInfo(); a.NodeID != "fake" || a.Version != "test" {
+	if a := c.ServerInfo(); a.NodeID != s.addr() || a.Version != "test" {
 		t.Fatalf("%+v", a)
 	}
 }

@@ -248,6 +248,7 @@ func (b *batch) send(ctx context.Context, payload []byte, from, to int) (BatchRe
 	defer cl.release()
 	b.c.steer(cl)
 	cl.head = appendGetExt(cl.head, b.opts)
+	cl.anyNode = stale(b.opts)
 	cl.value, cl.owned = payload, true
 	if err := b.c.run(ctx, cl); err != nil {
 		return BatchResult{}, err

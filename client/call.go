@@ -19,6 +19,7 @@ const (
 	wantValue        // value in a slice of its own, metadata, kept elements
 	wantMeta         // metadata
 	wantPayload      // the whole payload in a slice of its own
+	wantRaw          // elements and payload of any answer in slices of their own
 )
 
 // sessionExtBytes is the room that a write's extension block reserves at its start for ExtSession.
@@ -31,14 +32,18 @@ type call struct {
 	op     wire.Opcode
 	write  bool // has three outcomes
 	once   bool // never retried
-	want   want
-	owned  bool   // value belongs to the call, not to the caller
-	key    string // for error texts
-	head   []byte // room for ExtSession | other elements | key
-	skip   int    // sessionExtBytes while no session element is used
-	keyLen int
-	value  []byte // payload
-	dst    []byte // wantAppend
+	single bool // a write outside of sessions: never sent again once it may have been executed
+	// anyNode: not for the leader alone, so an answer says nothing of who leads.
+	anyNode bool
+	want    want
+	owned   bool   // value belongs to the call, not to the caller
+	key     string // for error texts
+	head    []byte // room for ExtSession | other elements | key
+	skip    int    // sessionExtBytes while no session element is used
+	keyLen  int
+	group   uint16 // 0: the server's default
+	value   []byte // payload
+	dst     []byte // wantAppend
 
 	// Times of Client.now. deadline is for all attempts.
 	started  time.Duration
@@ -57,6 +62,10 @@ type call struct {
 	expired   int
 	uncertain bool // an attempt may have been applied
 	last      bool // the deadline leaves room for no further attempt
+	pilot     bool // looks for the leader on behalf of others, see hunt.go
+
+	// While the call waits for others to find a leader: closed when they have.
+	found <-chan struct{}
 
 	// Of one attempt, by the goroutine that makes it.
 	packed      []byte // compressed body, empty: not compressed
@@ -195,6 +204,10 @@ func (cl *call) complete() {
 func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
 	r := &cl.res
 	r.answered, r.status, r.flags = true, h.Status(), h.Flags
+	if cl.want == wantRaw {
+		cl.keep(ext, payload, owned)
+		return nil
+	}
 	if r.status.Class() != wire.ClassResult {
 		r.fail = decodeFailure(ext, payload)
 		return nil
@@ -243,13 +256,17 @@ func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
 		copy(b[n:], kept)
 		r.data, r.ext = b[:n:n], b[n:]
 	case wantPayload:
-		if owned {
-			r.data, r.ext = payload, ext
-			return nil
-		}
-		r.data, r.ext = append([]byte(nil), payload...), append([]byte(nil), ext...)
+		cl.keep(ext, payload, owned)
 	}
 	return nil
+}
+
+// keep puts elements and payload into the result: copies unless owned.
+func (cl *call) keep(ext, payload []byte, owned bool) {
+	if !owned {
+		ext, payload = append([]byte(nil), ext...), append([]byte(nil), payload...)
+	}
+	cl.res.ext, cl.res.data = ext, payload
 }
 
 func decodeFailure(ext, payload []byte) *failure {

@@ -38,8 +38,9 @@ type Client struct {
 }
 
 // Open connects to the first address ("host:port" of a binary port) that answers. Each is tried once, in
-// order; when none answers, the error matches ErrUnavailable, or tells why a server refused. The other
-// addresses, and those that servers name, are used when the first fails. ctx bounds Open alone.
+// order; when none answers, the error matches ErrUnavailable, or tells why a server refused. One address of a
+// cluster is enough: servers name the others and the leader. But it must answer now, so give more than one.
+// ctx bounds Open alone.
 func Open(ctx context.Context, addrs []string, opts ...Option) (*Client, error) {
 	o := defaultOptions()
 	for _, f := range opts {
@@ -52,13 +53,7 @@ func Open(ctx context.Context, addrs []string, opts ...Option) (*Client, error) 
 	if len(addrs) == 0 || len(addrs) > nodesMax {
 		return nil, fmt.Errorf("cannot open client: %w: %d addresses; 1 to %d", ErrBadRequest, len(addrs), nodesMax)
 	}
-	c := &Client{o: o, base: time.Now()}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.onAnswer = c.answered
-	c.sessions.client = c
-	c.budget.init(o.budget)
-	c.async = make(chan struct{}, o.maxInflight*o.conns)
-	c.route = newRoute(c, addrs)
+	c := newClient(o, addrs)
 	if err := c.first(ctx); err != nil {
 		// Nothing is open yet: Close only ends what Open began.
 		_ = c.Close()
@@ -67,24 +62,50 @@ func Open(ctx context.Context, addrs []string, opts ...Option) (*Client, error) 
 	return c, nil
 }
 
-// first connects to the first node that answers.
+// newClient makes a client that has no connection yet.
+func newClient(o options, addrs []string) *Client {
+	c := &Client{o: o, base: time.Now()}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.onAnswer = c.answered
+	c.sessions.client = c
+	c.budget.init(o.budget)
+	c.async = make(chan struct{}, o.maxInflight*o.conns)
+	c.route = newRoute(c, addrs)
+	return c
+}
+
+// first connects to the first node that answers. The next one is tried as soon as an attempt fails, or has
+// gone on for a while; it goes on beside the next one then.
 func (c *Client) first(ctx context.Context) error {
 	c.route.mu.Lock()
 	nodes := slices.Clone(c.route.nodes)
 	c.route.mu.Unlock()
+	results := make(chan error, len(nodes))
 	var errs []error
-	for _, n := range nodes {
-		cl := newCall(wire.OpHello, "", wantNothing)
-		cl.started, cl.deadline = c.now(), forever
-		_, err := n.links[0].get(ctx, cl)
-		stop := cl.res.stop
-		cl.release()
-		if err == nil {
-			return nil
+	for started, ended := 0, 0; ended < len(nodes); {
+		if started < len(nodes) {
+			_, f := nodes[started].links[0].board()
+			// Owned by the client; ends with the flight.
+			if f == nil || !c.spawn(func() { <-f.done; results <- f.err }) {
+				return ErrClosed
+			}
+			started++
 		}
-		errs = append(errs, err)
-		if stop != nil {
-			break
+		var slow <-chan time.Time
+		if started < len(nodes) {
+			slow = time.After(c.o.patience)
+		}
+		select {
+		case err := <-results:
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+			ended++
+		case <-slow:
+		case <-ctx.Done():
+			errs = append(errs, ctx.Err())
+			ended = len(nodes)
 		}
 	}
 	err := errors.Join(errs...)
@@ -114,7 +135,7 @@ func (c *Client) spawn(f func()) bool {
 func (c *Client) steer(cl *call) {
 	if ns := c.o.namespace; ns != "" {
 		switch cl.op {
-		case wire.OpStatus, wire.OpPing, wire.OpSessionOpen:
+		case wire.OpStatus, wire.OpAdmin, wire.OpPing, wire.OpSessionOpen:
 		default:
 			cl.head = wire.AppendExtString(cl.head, wire.ExtNamespace, ns)
 		}
@@ -153,6 +174,7 @@ func (c *Client) run(ctx context.Context, cl *call) error {
 func (c *Client) end(cl *call) error {
 	err := c.errorOf(cl)
 	c.sessions.finish(cl)
+	c.route.resign(cl)
 	if f := c.o.hooks.OnOp; f != nil {
 		f(cl.op, c.now()-cl.started, cl.attempts, err)
 	}
@@ -169,11 +191,38 @@ func (c *Client) ServerInfo() wire.HelloAck {
 	return wire.HelloAck{}
 }
 
-// Status gives the server's status, a JSON document as of GET /api/v1/admin/status.
+// Status gives the status of the cluster as a server that can be reached sees it, a JSON document as of
+// GET /api/v1/admin/status.
 func (c *Client) Status(ctx context.Context) ([]byte, error) {
 	cl := newCall(wire.OpStatus, "", wantPayload)
 	defer cl.release()
+	cl.anyNode = true
 	c.steer(cl)
+	if err := c.run(ctx, cl); err != nil {
+		return nil, err
+	}
+	return cl.res.data, nil
+}
+
+// Admin has the leader execute an administrative request, a JSON document of at most wire.AdminBytesMax
+// bytes as of POST /api/v1/admin/members, and gives its answer, a JSON document too. Such requests belong to
+// no session: one that may have been executed is never sent again, and fails with ErrMaybeApplied; ask for the
+// list of members before deciding anew. Every other failure matches ErrNotApplied.
+func (c *Client) Admin(ctx context.Context, request []byte) ([]byte, error) {
+	if n := len(request); n == 0 || n > wire.AdminBytesMax {
+		kind := ErrBadRequest
+		if n > 0 {
+			kind = ErrTooLarge
+		}
+		e := local(wire.OpAdmin, "", kind, wire.AdminBytesMax, "administrative request of %d bytes; 1 to %d", n, wire.AdminBytesMax)
+		e.outcome = outcomeNot
+		return nil, e
+	}
+	cl := newCall(wire.OpAdmin, "", wantPayload)
+	defer cl.release()
+	cl.write, cl.single = true, true
+	c.steer(cl)
+	cl.value = request
 	if err := c.run(ctx, cl); err != nil {
 		return nil, err
 	}
@@ -184,6 +233,7 @@ func (c *Client) Status(ctx context.Context) ([]byte, error) {
 func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
 	cl := newCall(wire.OpPing, "", wantNothing)
 	defer cl.release()
+	cl.anyNode = true
 	c.steer(cl)
 	if err := c.run(ctx, cl); err != nil {
 		return 0, err
@@ -215,8 +265,8 @@ func (c *Client) Close() error {
 		cancel()
 		cl.release()
 	}
+	// Ends every connection too, see link.fly.
 	c.cancel()
-	c.route.each(func(cn *conn) { cn.kill(ErrClosed) })
 	c.wg.Wait()
 	return nil
 }

@@ -26,6 +26,7 @@ const _ = uint(slotsMax - wire.ConnInflightMax)
 var (
 	errSilent = errors.New("the server has stopped answering")
 	errGoAway = errors.New("the server asked to close the connection")
+	errIdle   = errors.New("the connection was idle")
 )
 
 // slot is one place for an unanswered request. It is live from admission to the final answer or the
@@ -76,6 +77,9 @@ type conn struct {
 
 	gone atomic.Bool // no new requests
 
+	// Set once by link.fly before read begins: ends the watch over the client's context.
+	unwatch func() bool
+
 	// Progress, for the watch over a silent peer.
 	reads, writes atomic.Uint64
 
@@ -100,9 +104,11 @@ type conn struct {
 	inflightBytes int
 	waiters       waitq
 	sweeping      bool
-	lastActive    time.Duration
+	swept         time.Duration // time of the last sweep
+	silence       time.Duration // how long nothing has come from the peer while something was unanswered
 	lastProgress  uint64
 	pinged        bool
+	suspected     bool
 	// settled is broadcast when flushing or writing ends.
 	settled sync.Cond
 
@@ -133,7 +139,6 @@ func newConn(c *Client, l *link, nc net.Conn, ack *wire.HelloAck) *conn {
 		inflightBytesMax: wire.ConnInflightBytesMax,
 		bufferBytes:      c.o.bufferBytes,
 		wake:             make(chan struct{}, 1),
-		lastActive:       c.now(),
 	}
 	if ack.Features&wire.FeatureCRC != 0 {
 		cn.flags |= wire.FlagCRC
@@ -325,6 +330,7 @@ func (c *conn) seal(cl *call, timeoutMs uint32) {
 		Flags:         c.flags,
 		ID:            cl.id,
 		TimeOrTimeout: timeoutMs,
+		StatusOrGroup: cl.group,
 		ExtLen:        uint16(cl.extLen()),
 		KeyLen:        uint16(cl.keyLen),
 	}

@@ -5,6 +5,11 @@
 // finds the leader, connects again, retries what may be retried, and tells three outcomes of a write apart:
 // done (no error), surely not done (ErrNotApplied), and unknown (ErrMaybeApplied).
 //
+// One address of a cluster is enough to begin with: servers name each other and the leader. When the leader
+// dies, stops or falls silent (a second without a sign of life while something is unanswered), the client turns
+// to the other nodes and repeats there what may be repeated; callers notice the delay alone, as long as their
+// time lasts.
+//
 //	c, err := client.Open(ctx, []string{"127.0.0.1:7001"})
 //	if err != nil { … }
 //	defer c.Close()
@@ -14,7 +19,8 @@
 // Writes belong to a session by default, registered with the servers at the first write: a write that is
 // sent again after a lost connection carries the same session and sequence number, and is applied once. So
 // ErrMaybeApplied is left for what time did not allow to find out: the deadline passed or the context ended
-// between sending and answer, or the session expired meanwhile.
+// between sending and answer, or the session expired meanwhile. Writes without a session, and administrative
+// requests, end with it as soon as an answer is surely lost.
 //
 // An operation is bounded by its context's deadline or, without one, by WithTimeout, over all attempts. When
 // a context ends, the operation returns at once; neither the key, the value nor the destination that the
@@ -26,6 +32,9 @@
 // Who owns what. Each connection has a reader and a writer goroutine; callers write for each other, and the
 // writer sleeps unless a socket is full or a value is large. No other goroutine outlives what it was made
 // for, and Close ends all of them. DESIGN.md tells more.
+//
+// A Forwarder is the other way in: a node passes requests of others on to the leader with it, over connections
+// of the same kind, and without sessions, hints or retries.
 //
 // What it never does. It keeps no cache, logs no request, sleeps for no batch, and never sends a write again
 // whose earlier attempt might count twice.

@@ -95,7 +95,8 @@ type fakeServer struct {
 	conns  map[*fakeConn]struct{}
 	dead   bool
 	onReq  func(*fakeConn, *wire.Request) fault
-	accept func() bool // false: close at once
+	accept func() bool   // false: close at once
+	frozen chan struct{} // not nil: nothing is read or answered until it is closed
 
 	hook    sync.Mutex // held while a function given to onOp runs
 	reqs    atomic.Int64
@@ -135,7 +136,7 @@ func serveFake(t testing.TB, ln net.Listener, store *fakeStore) *fakeServer {
 	s.ack = wire.HelloAck{
 		Features: wire.FeatureCRC | wire.FeatureSessions, MaxFrame: wire.FrameBodyBytesMax,
 		Inflight: wire.ConnInflightMax, InflightBytes: wire.ConnInflightBytesMax,
-		ClusterID: [16]byte{1, 2, 3}, NodeID: "fake", Version: "test", SessionTTLMs: uint64(wire.SessionTTL / time.Millisecond),
+		ClusterID: [16]byte{1, 2, 3}, NodeID: ln.Addr().String(), Version: "test", SessionTTLMs: uint64(wire.SessionTTL / time.Millisecond),
 	}
 	s.wg.Add(1)
 	go s.listen()
@@ -179,7 +180,37 @@ func (s *fakeServer) stop() {
 	s.mu.Unlock()
 	_ = s.ln.Close()
 	s.cutAll()
+	s.thaw()
 	s.wg.Wait()
+}
+
+// freeze makes the server silent, as a stopped process or a cut line is: connections stay, also new ones are
+// taken by the kernel, and nothing answers.
+func (s *fakeServer) freeze() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.frozen == nil {
+		s.frozen = make(chan struct{})
+	}
+}
+
+// thaw ends freeze; what has arrived meanwhile is served now.
+func (s *fakeServer) thaw() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.frozen != nil {
+		close(s.frozen)
+		s.frozen = nil
+	}
+}
+
+func (s *fakeServer) awake() {
+	s.mu.Lock()
+	frozen := s.frozen
+	s.mu.Unlock()
+	if frozen != nil {
+		<-frozen
+	}
 }
 
 func (s *fakeServer) cutAll() {
@@ -235,6 +266,7 @@ func (c *fakeConn) serve() {
 	for {
 		m, err := c.nc.Read(c.buf[n:])
 		n += m
+		c.s.awake()
 		used := 0
 		for {
 			var h wire.Header
@@ -294,6 +326,7 @@ func (c *fakeConn) greet() error {
 		c.s.t.Errorf("HELLO is refused: %v", ref)
 		return ref
 	}
+	c.s.awake()
 	c.s.helloes.Add(1)
 	out := wire.AppendPreface(nil, wire.Version, 0)
 	if s := c.s.hello; s != wire.StatusOK {
@@ -434,11 +467,16 @@ func (c *fakeConn) request(h *wire.Header, body []byte) bool {
 	if f.twice {
 		c.append(r, st, replayed, ext, payload)
 	}
-	if f.corrupt {
+	// A held answer may have been written, and this one with it, meanwhile.
+	c.mu.Lock()
+	if f.corrupt && len(c.out) > 0 {
 		c.out[len(c.out)-1] ^= 1
 	}
-	if f.half {
+	if f.half && len(c.out) > at {
 		c.out = c.out[:at+(len(c.out)-at)/2]
+	}
+	c.mu.Unlock()
+	if f.half {
 		c.flush()
 		return false
 	}
@@ -538,7 +576,7 @@ func (st *fakeStore) run(r *wire.Request, c *fakeConn) (s wire.Status, ext, payl
 		delete(st.sessions, r.Session)
 		st.closed++
 		return wire.StatusOK, nil, nil
-	case wire.OpPing:
+	case wire.OpPing, wire.OpAdmin:
 		return wire.StatusOK, nil, r.Payload
 	}
 	return wire.StatusUnknownOp, nil, nil

@@ -33,6 +33,16 @@ func appendGetExt(dst []byte, opts []GetOption) []byte {
 	return dst
 }
 
+// stale reports whether any node may answer.
+func stale(opts []GetOption) bool {
+	for _, o := range opts {
+		if o.ext == wire.ExtConsistency {
+			return true
+		}
+	}
+	return false
+}
+
 // get encodes a read of one key.
 func (c *Client) get(op wire.Opcode, key string, w want, opts []GetOption) (*call, *Error) {
 	if e := checkKey(op, key); e != nil {
@@ -41,6 +51,7 @@ func (c *Client) get(op wire.Opcode, key string, w want, opts []GetOption) (*cal
 	cl := newCall(op, key, w)
 	c.steer(cl)
 	cl.head = appendGetExt(cl.head, opts)
+	cl.anyNode = stale(opts)
 	cl.setKey(key)
 	return cl, nil
 }

@@ -35,6 +35,13 @@ const (
 	// current bound (full jitter).
 	backoffMin = 2 * time.Millisecond
 	backoffMax = time.Second
+	// huntMax bounds the pauses of the one call that looks for a leader. An election takes several hundred
+	// milliseconds: asking every 50 on average finds its end soon, at 20 requests a second from each client.
+	huntMax = 100 * time.Millisecond
+
+	// silenceBytesPerSecond is what a slow line is granted when a peer's silence is judged: unanswered
+	// requests of 1 MiB give it a quarter of a second more, since a PING waits behind them.
+	silenceBytesPerSecond = 4 << 20
 )
 
 type options struct {
@@ -53,11 +60,14 @@ type options struct {
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Changed by tests alone.
-	sweepEvery  time.Duration
-	pingAfter   time.Duration
-	deadAfter   time.Duration
-	bufferBytes int
-	noRawWrite  bool
+	sweepEvery   time.Duration
+	pingAfter    time.Duration
+	suspectAfter time.Duration
+	deadAfter    time.Duration
+	patience     time.Duration
+	shunFor      time.Duration
+	bufferBytes  int
+	noRawWrite   bool
 }
 
 func defaultOptions() options {
@@ -72,8 +82,17 @@ func defaultOptions() options {
 		maxValue:    wire.ValueBytesMax,
 		dial:        (&net.Dialer{}).DialContext,
 		sweepEvery:  50 * time.Millisecond,
-		pingAfter:   3 * time.Second,
-		deadAfter:   15 * time.Second,
+		// With requests unanswered, half a second of silence is a hundred times what is usual: it costs one
+		// PING. As much again without an answer to that, and other nodes are asked. A cluster elects a leader
+		// within about a second, so most often there is one by then.
+		pingAfter:    500 * time.Millisecond,
+		suspectAfter: time.Second,
+		// Writes that can't be repeated wait longer: their answers may still come.
+		deadAfter: 5 * time.Second,
+		// Twice what connecting takes over a line with 250 ms from end to end and back.
+		patience: 500 * time.Millisecond,
+		// Followers take up to their election timeout, 600 ms and a little, to forget a dead leader.
+		shunFor:     750 * time.Millisecond,
 		bufferBytes: bufferBytesMax,
 	}
 }
@@ -144,7 +163,8 @@ func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l 
 // WithRetryBudget sets how many retries may run ahead of successes: each retry takes one token of n, ten
 // successes give one back. Once it is spent, a retry waits half a second to a second instead of the
 // exponential back-off: a client then adds at most two requests a second per waiting caller to a server in
-// trouble, and still outlives a change of leader. Default 1000; 0: each retry waits that long.
+// trouble, and still outlives a change of leader. Looking for a leader costs no tokens: one operation asks the
+// nodes for all. Default 1000; 0: each retry waits that long.
 func WithRetryBudget(n int) Option { return func(o *options) { o.budget = n } }
 
 // WithMaxInflight bounds the unanswered requests per connection, 1 to 16384; callers beyond wait. The
@@ -170,8 +190,8 @@ type Hooks struct {
 	OnConnect func(addr string, took time.Duration, err error)
 	// OnDisconnect tells why a connection ended.
 	OnDisconnect func(addr string, err error)
-	// OnRetry tells of an attempt that failed and will be repeated after wait. Status is wire.StatusOK
-	// when there was no answer; err is then the reason.
+	// OnRetry tells of an attempt that failed and will be repeated after wait, or earlier when another
+	// operation finds a leader. Status is wire.StatusOK when there was no answer; err is then the reason.
 	OnRetry func(op wire.Opcode, attempt int, wait time.Duration, status wire.Status, err error)
 	// OnOp tells of each operation that ended, with its time over all attempts.
 	OnOp func(op wire.Opcode, took time.Duration, attempts int, err error)

@@ -137,7 +137,7 @@ func (c *conn) serve(as []answer) error {
 		return nil
 	}
 	var bad error
-	finished := false
+	finished, draining := false, false
 	c.mu.Lock()
 	for i := range as {
 		a := &as[i]
@@ -160,7 +160,7 @@ func (c *conn) serve(as []answer) error {
 					bad = fmt.Errorf("%w: %s: %s", errGoAway, s, a.body)
 					continue
 				}
-				finished = c.goAway() || finished
+				finished, draining = c.goAway() || finished, true
 			}
 			continue
 		}
@@ -182,6 +182,10 @@ func (c *conn) serve(as []answer) error {
 	}
 	c.admitWaiters()
 	c.mu.Unlock()
+	if draining {
+		// It will not lead for long, and new connections to it are in vain.
+		c.client.route.shun(c.link.node)
+	}
 
 	for i := range as {
 		a := &as[i]

@@ -10,9 +10,9 @@ import (
 	"kvstore/wire"
 )
 
-// backoff draws a pause for the n-th failure in a row (from 0), with full jitter.
-func backoff(n int) time.Duration {
-	bound := backoffMax
+// backoff draws a pause for the n-th failure in a row (from 0), with full jitter, of less than most.
+func backoff(n int, most time.Duration) time.Duration {
+	bound := most
 	if n < 9 { // 2 ms << 9 is beyond a second
 		bound = min(bound, backoffMin<<n)
 	}
@@ -64,7 +64,7 @@ func (c *Client) do(ctx context.Context, cl *call) {
 // bounds ask for. It reports false when the frame was not taken; nothing was sent then.
 func (c *Client) submit(ctx context.Context, cl *call) bool {
 	cl.res = result{}
-	if cl.write && cl.sess == nil && c.o.session && !c.sessions.acquire(ctx, cl) {
+	if cl.write && cl.sess == nil && c.o.session && !cl.single && !c.sessions.acquire(ctx, cl) {
 		return false
 	}
 	l, cn := c.route.ready()
@@ -73,6 +73,11 @@ func (c *Client) submit(ctx context.Context, cl *call) bool {
 			return false
 		}
 	}
+	return c.send(ctx, cl, cn)
+}
+
+// send hands the frame to a connection; false: nothing was sent, and cl.res says why.
+func (c *Client) send(ctx context.Context, cl *call, cn *conn) bool {
 	if err := cn.prepare(cl); err != nil {
 		cl.res.stop = err
 		return false
@@ -145,15 +150,21 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 		if r.stop != nil || cl.once {
 			return false, 0
 		}
+		if !cl.anyNode {
+			return c.seek(cl, 0)
+		}
 		// Most often a connection that ended: the first retry finds another one.
 		if cl.backoffs++; cl.backoffs > 1 {
-			pause = backoff(cl.backoffs - 2)
+			pause = backoff(cl.backoffs-2, backoffMax)
 		}
 		return c.again(cl, pause)
 	}
 	switch r.status.Class() {
 	case wire.ClassResult:
 		c.budget.success()
+		if c.route.hunting.Load() && !cl.anyNode {
+			c.route.met()
+		}
 		return false, 0
 	case wire.ClassRefused:
 		if r.status == wire.StatusSessionExpired && cl.sess != nil {
@@ -164,7 +175,7 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 				return false, 0
 			}
 			if cl.expired++; cl.expired > 1 {
-				pause = backoff(cl.expired)
+				pause = backoff(cl.expired, backoffMax)
 			}
 			return c.again(cl, pause)
 		}
@@ -184,19 +195,20 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 	if cl.once {
 		return false, 0
 	}
-	pause = max(backoff(cl.backoffs), r.fail.retryAfter)
-	switch r.status {
-	case wire.StatusNotLeader:
-		if c.route.redirect(cl.cn.link.node, r.fail.leader, r.fail.term) {
+	if is, moved := c.leaderless(cl); is && !cl.anyNode {
+		if moved {
 			if cl.redirects++; cl.redirects <= redirectsMax {
-				return c.again(cl, 0)
+				return c.fit(cl, 0)
 			}
-		} else {
-			c.route.leave(cl.cn.link.node)
 		}
-	case wire.StatusNoLeader, wire.StatusDraining, wire.StatusNotReady, wire.StatusShutdown:
-		c.route.leave(cl.cn.link.node)
+		asked := r.fail.retryAfter
+		if c.route.cur.Load() != cl.cn.link.node {
+			// The pause was meant for the node that was asked.
+			asked = 0
+		}
+		return c.seek(cl, asked)
 	}
+	pause = max(backoff(cl.backoffs, backoffMax), r.fail.retryAfter)
 	cl.backoffs++
 	return c.again(cl, pause)
 }
@@ -206,6 +218,11 @@ func (c *Client) again(cl *call, pause time.Duration) (bool, time.Duration) {
 	if !c.budget.take() {
 		pause = max(pause, backoffMax/2+rand.N(backoffMax/2))
 	}
+	return c.fit(cl, pause)
+}
+
+// fit fits the pause before a retry into the deadline.
+func (c *Client) fit(cl *call, pause time.Duration) (bool, time.Duration) {
 	left := cl.deadline - c.now()
 	if pause >= left {
 		var asked time.Duration
@@ -225,8 +242,11 @@ func (c *Client) again(cl *call, pause time.Duration) (bool, time.Duration) {
 	return true, pause
 }
 
-// pause waits before the next attempt; false: the time is up, and cl.res.stop says so.
+// pause waits before the next attempt; false: the time is up, and cl.res.stop says so. A call that waits for
+// a leader goes on as soon as there is one, or as it becomes the pilot.
 func (c *Client) pause(ctx context.Context, cl *call, d time.Duration) bool {
+	found := cl.found
+	cl.found = nil
 	if d <= 0 {
 		if err := ctx.Err(); err != nil {
 			cl.res.stop = err
@@ -236,8 +256,18 @@ func (c *Client) pause(ctx context.Context, cl *call, d time.Duration) bool {
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
+	var baton <-chan struct{}
+	if found != nil {
+		baton = c.route.baton
+	}
 	select {
 	case <-t.C:
+		return true
+	case <-found:
+		cl.last = false
+		return true
+	case <-baton:
+		cl.pilot, cl.last = true, false
 		return true
 	case <-ctx.Done():
 		cl.res.stop = ctx.Err()
@@ -247,13 +277,21 @@ func (c *Client) pause(ctx context.Context, cl *call, d time.Duration) bool {
 	return false
 }
 
-// wait waits for ch within the call's time. The error is the context's, context.DeadlineExceeded, or
-// ErrClosed.
-func (c *Client) wait(ctx context.Context, cl *call, ch <-chan struct{}) error {
+// wait waits for ch within the call's time, and no longer than patience. The error is the context's,
+// context.DeadlineExceeded, errSlow when patience is over, or ErrClosed.
+func (c *Client) wait(ctx context.Context, cl *call, ch <-chan struct{}, patience time.Duration) error {
 	cl.waited = true
 	var up <-chan time.Time
+	over := error(context.DeadlineExceeded)
+	left := forever
 	if cl.deadline < forever {
-		t := time.NewTimer(cl.deadline - c.now())
+		left = cl.deadline - c.now()
+	}
+	if patience < left {
+		left, over = patience, errSlow
+	}
+	if left < forever {
+		t := time.NewTimer(left)
 		defer t.Stop()
 		up = t.C
 	}
@@ -263,7 +301,7 @@ func (c *Client) wait(ctx context.Context, cl *call, ch <-chan struct{}) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-up:
-		return context.DeadlineExceeded
+		return over
 	case <-c.ctx.Done():
 		return ErrClosed
 	}
@@ -327,7 +365,7 @@ func (c *Client) errorOf(cl *call) error {
 			}
 		}
 	}
-	if !cl.op.IsWrite() || !cl.write {
+	if !cl.write {
 		return e
 	}
 	e.outcome = outcomeNot

@@ -284,7 +284,7 @@ func TestRetryBudget_Spent_PacesRetries(t *testing.T) {
 func TestBackoff_GrowsToASecond(t *testing.T) {
 	for n, bound := 0, 2*time.Millisecond; n < 80; n++ {
 		for range 50 {
-			if d := backoff(n); d < 0 || d >= bound {
+			if d := backoff(n, time.Second); d < 0 || d >= bound {
 				t.Fatalf("backoff(%d) = %v", n, d)
 			}
 		}
@@ -533,7 +533,7 @@ func TestRoute_NotLeader_FollowsTheHint(t *testing.T) {
 func TestRoute_HelloNamesTheLeader_GoesThere(t *testing.T) {
 	store := newFakeStore()
 	a, b := newFake(t, store), newFake(t, store)
-	a.ack.Members = []wire.MemberInfo{{ID: "fake", Address: "127.0.0.1:1"}, {ID: "b", Address: b.addr(), Leader: true}}
+	a.ack.Members = []wire.MemberInfo{{ID: a.addr(), Address: "127.0.0.1:1"}, {ID: "b", Address: b.addr(), Leader: true}}
 	a.ack.Term = 3
 	b.ack.NodeID = "b"
 	c := open(t, []*fakeServer{a})

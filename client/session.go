@@ -78,7 +78,7 @@ func (s *sessions) acquire(ctx context.Context, cl *call) bool {
 		s.waiters.push(cl)
 		s.mu.Unlock()
 
-		if err := s.client.wait(ctx, cl, cl.ch); err != nil {
+		if err := s.client.wait(ctx, cl, cl.ch, forever); err != nil {
 			s.mu.Lock()
 			waiting := cl.waiting
 			if waiting {
@@ -119,6 +119,7 @@ func (s *sessions) open() {
 	c.do(c.ctx, cl)
 	grant, ok := wire.DecodeSessionGrant(cl.res.data)
 	err := c.errorOf(cl)
+	c.route.resign(cl)
 	if err == nil && (!ok || grant.Session == 0) {
 		err = &Error{Op: cl.op.String(), kind: ErrProtocol, Message: "the grant of a session is malformed"}
 	}

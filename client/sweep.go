@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"kvstore/wire"
 )
@@ -13,15 +15,16 @@ func (c *conn) startSweep(cl *call) {
 		return
 	}
 	c.sweeping, c.pinged = true, false
-	c.lastActive = cl.time(c.client)
+	c.swept, c.silence = cl.time(c.client), 0
 	c.timer.Reset(c.client.o.sweepEvery)
 }
 
-// sweep gives up calls whose deadline has passed, asks a silent peer for a sign of life, and ends a
-// connection whose peer gives none. A clock reading per sweep replaces a timer per call.
+// sweep gives up calls whose deadline has passed, asks a silent peer for a sign of life, turns to other nodes
+// when it gives none, and at last ends the connection. A clock reading per sweep replaces a timer per call.
 func (c *conn) sweep() {
+	o := &c.client.o
 	now := c.client.now()
-	var expired []*call
+	var expired, saved []*call
 	dead := false
 
 	c.mu.Lock()
@@ -36,11 +39,13 @@ func (c *conn) sweep() {
 		p += c.writes.Load() << 32
 	}
 	if p != c.lastProgress {
-		c.lastProgress, c.lastActive, c.pinged = p, now, false
+		c.lastProgress, c.silence, c.pinged = p, 0, false
+	} else {
+		// A client that was held up itself, its reader included, must not take that for the peer's silence.
+		c.silence += min(now-c.swept, 2*o.sweepEvery)
 	}
-	silent := now - c.lastActive
-	dead = silent > c.client.o.deadAfter
-	if silent > c.client.o.pingAfter && !c.pinged {
+	c.swept = now
+	if c.silence > o.pingAfter && !c.pinged {
 		c.pinged = true
 		c.appendControl(wire.OpPing, nil)
 	}
@@ -61,20 +66,60 @@ func (c *conn) sweep() {
 		}
 		cl = next
 	}
+	grace := time.Duration(c.inflightBytes) * time.Second / silenceBytesPerSecond
+	suspected := c.silence > o.suspectAfter+grace && !c.suspected
+	if suspected {
+		saved, dead = c.suspect()
+	}
+	dead = dead || c.silence > o.deadAfter+grace
 	lead := false
 	if len(c.buf) > 0 {
 		lead, _ = c.lead()
 	}
-	c.timer.Reset(c.client.o.sweepEvery)
+	c.timer.Reset(o.sweepEvery)
 	c.mu.Unlock()
 
+	if suspected {
+		c.client.o.logger.Warn("a server is silent: asking others", "addr", c.link.node.addr)
+		c.client.route.shun(c.link.node)
+	}
+	if dead {
+		c.kill(errSilent)
+	}
 	if lead {
 		c.flush(false)
 	}
 	for _, cl := range expired {
 		cl.complete()
 	}
-	if dead {
-		c.kill(errSilent)
+	for _, cl := range saved {
+		cl.complete()
 	}
+}
+
+// suspect gives up a silent peer: no new requests, and whatever may be sent twice goes elsewhere at once. The
+// connection lives on for the other requests, whose answers may still come; idle reports that there are none.
+// REQUIRES: mu held; err == nil.
+func (c *conn) suspect() (saved []*call, idle bool) {
+	c.suspected, c.goingAway = true, true
+	c.gone.Store(true)
+	err := fmt.Errorf("connection to %s: %w", c.link.node.addr, errSilent)
+	c.failWaiters(err)
+	idle = true
+	for i := range c.slots {
+		s := &c.slots[i]
+		cl := s.call
+		switch {
+		// A call that is admitted and not enqueued finds goingAway by itself.
+		case cl == nil || !s.enqueued:
+		case cl.write && cl.sess == nil:
+			idle = false
+		default:
+			// Sent, even if it is still in the buffer: the connection lives on.
+			s.call = nil
+			cl.res.err, cl.res.sent = err, true
+			saved = append(saved, cl)
+		}
+	}
+	return saved, idle
 }
