@@ -31,8 +31,8 @@ test: ## the whole test suite, real parts included
 	$(GO) vet ./...
 	$(GO) test -timeout $(TEST_TIMEOUT) ./...
 
-cluster:
-	@echo "make cluster: this version runs one node; three nodes are not supported yet" >&2; exit 1
+cluster: build ## build, then run three nodes on loopback until Ctrl-C: data and logs in ./kvstore-cluster
+	@exec cmd/kvstore/cluster.sh
 
 bench: build ## the benchmark report of this machine
 	@perf/bench.sh
@@ -56,9 +56,9 @@ bench-compare: ## Go benchmarks of the work tree against REF (main), by benchsta
 fmt: ## format all Go files
 	gofmt -w .
 
-clean: ## remove what was built; kvstore-data stays
+clean: ## remove what was built; kvstore-data and kvstore-cluster stay
 	rm -rf bin coverage*
-	find . \( -name .git -o -name kvstore-data \) -prune -o -type f \( -name '*.test' -o -name '*.prof' \) -exec rm -f {} +
+	find . \( -name .git -o -name kvstore-data -o -name kvstore-cluster \) -prune -o -type f \( -name '*.test' -o -name '*.prof' \) -exec rm -f {} +
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -40,7 +41,7 @@ func crashChild(dir string) error {
 	o.TrailingLogs = 2
 	o.SnapshotThreshold = 8
 	o.SnapshotInterval = 5 * time.Millisecond
-	g, err := Open(o, m)
+	g, err := Open(context.Background(), o, m)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,26 @@ type StateMachine interface {
 	Witness(ctx context.Context, d Durable) error
 	// Applied is the index of the last command or configuration applied, durable or not.
 	Applied() uint64
+
+	// OpenSnapshot returns the newest durable checkpoint and its contents as a stream that delimits
+	// itself, for another node. It may be called from several goroutines at once; the checkpoint's
+	// contents stay readable until the stream is closed. An error: there is none, or none can be read now.
+	OpenSnapshot(ctx context.Context) (Durable, io.ReadCloser, error)
+	// ReceiveSnapshot reads exactly one such stream, of the checkpoint d, into a place beside the live
+	// state, and verifies it. Apply goes on meanwhile. One at a time, from any goroutine. After an error,
+	// also when ctx ends, nothing of it is left.
+	ReceiveSnapshot(ctx context.Context, d Durable, r io.Reader) (Received, error)
+}
+
+// Received is a verified state that waits beside the live one. Exactly one of its methods is called,
+// once.
+type Received interface {
+	// Install makes it the state, on the goroutine of Apply. It is durable when Install returns: Durable
+	// answers with it and Installed set, Applied with its index. A crash leaves the old state or this one.
+	// After an error the old state stands, as if nothing had happened.
+	Install() error
+	// Discard removes it.
+	Discard()
 }
 
 // Durable describes a durable checkpoint of the state machine.
@@ -44,15 +64,23 @@ type Durable struct {
 	// ConfigurationIndex the index that it was committed at.
 	Configuration      []byte
 	ConfigurationIndex uint64
+	// Installed says that this checkpoint came by Received.Install and that nothing above Index was made
+	// durable since: the log below and beside it may be empty or older.
+	Installed bool
 }
 
 // fsm adapts a StateMachine to raft.
 type fsm struct {
 	// Immutable.
 	sm              StateMachine
+	logs            *logStore
+	snapshots       *snapshotStore
 	metrics         *Metrics
+	fault           *failStop
 	ctx             context.Context // ends when Close begins: no snapshot is waited for any longer
 	snapshotTimeout time.Duration
+	// configured is told each configuration that was committed, or came with a snapshot.
+	configured func(index uint64, configuration []byte)
 
 	// Owned by raft's FSM goroutine.
 	last, lastTerm uint64 // the last entry handed to sm
@@ -80,6 +108,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return f.sm.Apply(l.Index, l.Term, l.Data)
 	case raft.LogConfiguration:
 		f.sm.ApplyConfiguration(l.Index, l.Term, l.Data)
+		f.configured(l.Index, l.Data)
 		return nil
 	default:
 		panic(fmt.Sprintf("BUG: entry %d of type %v reached the state machine", l.Index, l.Type))
@@ -89,7 +118,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 // Snapshot implements raft.FSM: it pins the entry that Persist must find durable. It costs nothing, so
 // Apply is not held up.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	s := &fsmSnapshot{fsm: f, index: f.sm.Applied(), term: f.lastTerm}
+	s := &fsmSnapshot{fsm: f, index: f.sm.Applied(), term: f.lastTerm, generation: f.snapshots.generation()}
 	if s.index != f.last {
 		// Nothing was applied since the start but barriers: the state is that of the checkpoint.
 		d, ok := f.sm.Durable()
@@ -101,15 +130,45 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	return s, nil
 }
 
-// Restore implements raft.FSM. Only followers receive state.
+// Restore implements raft.FSM: it makes the state what was received beside it. raft's main goroutine
+// waits meanwhile, and next empties the log.
 func (f *fsm) Restore(r io.ReadCloser) error {
-	return errors.Join(fmt.Errorf("cannot restore a snapshot: %w", errNoPeers), r.Close())
+	descriptor, err := io.ReadAll(r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return fmt.Errorf("cannot read which snapshot to restore: %w", err)
+	}
+	received := f.snapshots.install(string(descriptor))
+	if received == nil {
+		return fmt.Errorf("there is no %s any more", descriptor)
+	}
+	d := received.durable
+	if d.Index <= f.sm.Applied() {
+		received.state.Discard()
+		return fmt.Errorf("cannot restore the snapshot of entry %d: %d is applied", d.Index, f.sm.Applied())
+	}
+	f.snapshots.crash("install")
+	if err := received.state.Install(); err != nil {
+		return fmt.Errorf("cannot install the snapshot of entry %d: %w", d.Index, err)
+	}
+	if got, ok := f.sm.Durable(); !ok || got.Index != d.Index || got.Term != d.Term || f.sm.Applied() != d.Index {
+		return f.fault.fail(fmt.Errorf("BUG: installed the snapshot of entry %d, but the checkpoint is at %d and %d is applied", d.Index, got.Index, f.sm.Applied()))
+	}
+	f.last, f.lastTerm = d.Index, d.Term
+	f.snapshots.last.Store(d.Index)
+	f.configured(d.ConfigurationIndex, d.Configuration)
+	if err := f.logs.installed(d.Index, d.Term); err != nil {
+		return err
+	}
+	f.metrics.SnapshotsInstalled.Add(1)
+	f.snapshots.crash("installed")
+	return nil
 }
 
 // fsmSnapshot is a promise that the state as of an entry is durable.
 type fsmSnapshot struct {
 	fsm         *fsm
 	index, term uint64
+	generation  uint64 // of snapshotStore when it was pinned
 }
 
 // Persist implements raft.FSMSnapshot. It writes nothing: the state is durable in the state machine.
@@ -119,6 +178,10 @@ func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	if !ok {
 		panic(fmt.Sprintf("BUG: snapshot sink is a %T", sink))
 	}
+	if err := s.fsm.snapshots.current(s.generation); err != nil {
+		return err
+	}
+	named.persisted, named.generation, named.index = true, s.generation, s.index
 	ctx, cancel := context.WithTimeout(s.fsm.ctx, s.fsm.snapshotTimeout)
 	defer cancel()
 	if err := s.fsm.sm.WaitDurable(ctx, s.index); err != nil {

@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,37 +26,67 @@ type Group struct {
 	fault     *failStop
 	logs      *logStore
 	stable    *stableStore
+	snapshots *snapshotStore
 	transport transport
 	raft      *raft.Raft
 	proposals *proposals
+	book      *ackBook
+	lease     lease
+	reads     *readIndex
 	barriers  chan struct{} // one token per barrier in flight
+	changing  chan struct{} // holds a token while a change of the configuration is under way
 	ready     chan struct{}
-	notify    chan bool     // leadership gained and lost, from raft
-	stop      chan struct{} // closed when the group's goroutines must end
+	notify    chan bool             // leadership gained and lost, from raft
+	observed  chan raft.Observation // a new leader or state, from raft
+	changes   chan struct{}         // Leadership
+	started   chan struct{}         // closed once raft is set: raft's own goroutines run earlier
+	stop      chan struct{}         // closed when the group's goroutines must end
+	running   context.Context       // ends when Close begins
 	cancel    context.CancelFunc
-	routines  sync.WaitGroup // expire, watchLeadership, compact, establish; not deliver
+	routines  sync.WaitGroup // all goroutines that end with stop; not deliver
 	metrics   Metrics
 
 	// leaderTerm is the term that this node leads and whose barrier is applied; 0 if none.
 	leaderTerm atomic.Uint64
+	// lone is true while this node is the only voter of the latest configuration and nothing is under way
+	// that could change that. Written under leadershipMu. Meaningful while this node leads.
+	lone atomic.Bool
+	// sawLeader is true once this node has known a leader.
+	sawLeader atomic.Bool
+	// committed is the newest configuration that the state machine was told, or starts with; nil if none.
+	committed atomic.Pointer[[]Member]
 
 	leadershipMu sync.Mutex
 	// Guarded by leadershipMu.
 	epoch     uint64 // counts gains and losses of leadership
 	readyOnce bool   // ready is closed
+	underway  int    // changes of the configuration
+
+	// snapshotMu is held while raft takes a snapshot.
+	snapshotMu sync.Mutex
 
 	closeOnce sync.Once
 	closed    chan struct{} // closed when Close is done
 	closeErr  error         // immutable once closed is closed
 }
 
-// Open starts the group in o.Dir. A directory that never held one, with a state machine that has no
-// checkpoint, becomes a new group with this node as its only voter. Otherwise the group continues: the
-// state machine must be as of its durable checkpoint and gets everything above it again. Contradictory
-// states are refused with an error that matches ErrContradiction, or one that tells of a damaged log.
+// Open starts this node's part of the group in o.Dir.
 //
-// A lone voter stands for election at once; Ready tells when it leads.
-func Open(o Options, sm StateMachine) (_ *Group, err error) {
+// A directory that never held one, with a state machine that has no checkpoint, becomes a new group: of
+// this node alone, or of o.Founders once all of them have met (ctx bounds that wait; an error that matches
+// ErrRefused says that one of them refuses for good); with o.Joined it waits for a leader instead.
+// Otherwise the group continues: the state machine must be as of its durable checkpoint and gets
+// everything above it again. Contradictory states are refused with an error that matches
+// ErrContradiction, or one that tells of a damaged log.
+//
+// A lone voter stands for election at once; Ready tells when this node leads, Leader who does.
+func Open(ctx context.Context, o Options, sm StateMachine) (_ *Group, err error) {
+	listener := o.Listener
+	defer func() {
+		if err != nil && listener != nil {
+			_ = listener.Close() // at the latest here; it may be closed already
+		}
+	}()
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -61,14 +95,20 @@ func Open(o Options, sm StateMachine) (_ *Group, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open consensus: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	running, cancel := context.WithCancel(context.Background())
 	g := &Group{
 		o: o, log: o.Logger, sm: sm, lock: lock,
 		fault:    newFailStop(o.Fatal),
+		lease:    lease{clock: o.clock, duration: int64(o.LeaseDuration)},
 		barriers: make(chan struct{}, barriersMax),
+		changing: make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		notify:   make(chan bool, 16), // raft blocks on it when it is full; watchLeadership never does
+		observed: make(chan raft.Observation, 16),
+		changes:  make(chan struct{}, 1),
+		started:  make(chan struct{}),
 		stop:     make(chan struct{}),
+		running:  running,
 		cancel:   cancel,
 		closed:   make(chan struct{}),
 	}
@@ -76,6 +116,9 @@ func Open(o Options, sm StateMachine) (_ *Group, err error) {
 		if err != nil {
 			cancel()
 			g.fault.close()
+			if g.transport != nil {
+				err = errors.Join(err, g.transport.Close())
+			}
 			if g.logs != nil {
 				err = errors.Join(err, g.logs.close())
 			}
@@ -83,21 +126,25 @@ func Open(o Options, sm StateMachine) (_ *Group, err error) {
 		}
 	}()
 	g.proposals = newProposals(&g.o, &g.metrics)
+	g.book = newAckBook(raft.ServerID(o.NodeID), func(ids []raft.ServerID) []raft.ServerID {
+		return voterIDs(g.raft.GetConfiguration().Configuration(), ids) // answers from a copy, never fails
+	})
+	g.reads = newReadIndex(o.clock, 2*o.HeartbeatTimeout, &g.metrics, g.book.confirmed, func(term uint64) bool {
+		return g.leaderTerm.Load() == term && g.leads(term)
+	})
 	if g.stable, err = openStableStore(o.Dir, o.WriteStallTimeout, g.fault); err != nil {
 		return nil, err
 	}
 	g.logs, err = openLogStore(logStoreOptions{
 		dir: o.Dir, log: g.log, fault: g.fault, metrics: &g.metrics,
 		segmentBytes: o.SegmentBytes, entryMax: max(o.EntryBytesMax, configurationBytesMax), bytesMax: o.LogBytesMax,
-		stall: o.WriteStallTimeout, vfs: o.vfs, meta: o.meta,
-		durable: func() (uint64, bool) { d, ok := sm.Durable(); return d.Index, ok },
+		keep: o.LogKeepBytes, cache: o.LogCacheBytes,
+		stall: o.WriteStallTimeout, vfs: o.vfs, meta: o.meta, crash: o.crash, durable: sm.Durable,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if g.transport, err = newTransport(&g.o); err != nil {
-		return nil, err
-	}
+	g.snapshots = newSnapshotStore(running, sm, g.logs, &g.metrics, o.crash)
 	if err := g.start(ctx); err != nil {
 		return nil, err
 	}
@@ -107,9 +154,10 @@ func Open(o Options, sm StateMachine) (_ *Group, err error) {
 // configurationBytesMax is room for raft's own entries where a small EntryBytesMax is set.
 const configurationBytesMax = 64 << 10
 
-// start inspects, bootstraps or repairs, and starts raft and the group's goroutines.
+// start inspects, founds, joins or repairs, and starts raft and the group's goroutines. ctx bounds the
+// founding.
 func (g *Group) start(ctx context.Context) error {
-	f, err := inspect(g.logs, g.stable, g.sm)
+	f, err := g.inspect()
 	if err != nil {
 		return err
 	}
@@ -117,30 +165,51 @@ func (g *Group) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := g.logs.adopt(f.durable, f.hasDurable); err != nil {
+		return err
+	}
+	g.stable.setLog(f.logSeed)
+	virgin := act == actionBootstrap || act == actionJoin && !f.voteExists
+	if g.transport, err = g.openTransport(virgin); err != nil {
+		return err
+	}
 	config := g.raftConfig()
-	snapshots := &snapshotStore{g.sm}
 	switch act {
 	case actionBootstrap:
-		if f.voteExists {
-			if err := g.stable.reset(); err != nil {
-				return err
+		if err := g.bootstrap(ctx, config, f.voteExists); err != nil {
+			return err
+		}
+	case actionJoin:
+		if err := g.stable.join(); err != nil {
+			return err
+		}
+		if g.o.Joined != nil {
+			if err := g.transport.join(g.o.Joined); err != nil {
+				return fmt.Errorf("cannot note the members of the cluster: %w", err)
 			}
 		}
-		if err := raft.BootstrapCluster(config, g.logs, g.stable, snapshots, g.transport, g.initialConfiguration()); err != nil {
-			return fmt.Errorf("cannot bootstrap the group: %w", err)
-		}
 	case actionEmptyLog:
-		g.log.Warn("the checkpoint has overtaken the log: emptying the log",
-			"first_index", f.first, "last_index", f.last, "checkpoint_index", f.durable.Index)
-		if err := g.logs.DeleteRange(f.first, f.last); err != nil {
+		if err := g.emptyLog(f); err != nil {
 			return err
 		}
 	}
-	machine := &fsm{sm: g.sm, metrics: &g.metrics, ctx: ctx, snapshotTimeout: g.o.SnapshotTimeout}
-	g.raft, err = newRaft(config, machine, g.logs, g.stable, snapshots, g.transport)
+	machine := &fsm{
+		sm: g.sm, logs: g.logs, snapshots: g.snapshots, metrics: &g.metrics, fault: g.fault,
+		ctx: g.running, snapshotTimeout: g.o.SnapshotTimeout, configured: g.configured,
+	}
+	if f.hasDurable {
+		g.configured(f.durable.ConfigurationIndex, f.durable.Configuration)
+	}
+	if g.o.Starting != nil {
+		if err := g.o.Starting(); err != nil {
+			return err
+		}
+	}
+	g.raft, err = newRaft(config, machine, g.logs, g.stable, g.snapshots, g.transport)
 	if err != nil {
 		return fmt.Errorf("cannot start raft: %w", err)
 	}
+	close(g.started)
 	// From here on a failure stops the process instead of being returned.
 	g.fault.armed.Store(true)
 	if err := g.fault.err(); err != nil {
@@ -149,28 +218,84 @@ func (g *Group) start(ctx context.Context) error {
 	}
 
 	voters, member := g.voters()
-	if !member {
+	if joined := act == actionJoin || f.vote.joined; !member && !joined {
+		// A node that joined may have stopped before its log told of itself.
 		g.fault.close()
 		err := g.raft.Shutdown().Error()
-		return errors.Join(fmt.Errorf("%w in %q: it belongs to the group of %v, which does not know node %q. Start with the node id that this directory was created with, or with an empty directory",
+		return errors.Join(fmt.Errorf("%w in %q: it belongs to the group of %v, which does not know node %q. Start with the node id that this directory was created with, or with an empty directory; a member that was removed joins again with an empty directory",
 			ErrContradiction, g.o.Dir, g.members(), g.o.NodeID), err)
 	}
+	g.raft.RegisterObserver(raft.NewObserver(g.observed, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState:
+			return true
+		}
+		return false
+	}))
 	for _, routine := range []func(){
 		func() { g.proposals.expire(g.stop) },
+		func() { g.reads.run(g.stop) },
+		g.provokeHeartbeats,
 		g.watchLeadership,
 		g.compact,
 	} {
 		g.routines.Go(routine) // owned by Group; end when Close closes stop
 	}
 	go g.proposals.deliver(g.stop) // owned by Group; ends when Close closes stop, see deliver
-	if voters == 1 {
+	g.transport.start(node{g})
+	if voters == 1 && g.isVoter() {
 		if err := g.transport.campaign(); err != nil {
 			g.log.Warn("cannot stand for election at once, waiting for the election timeout", "error", err)
 		}
 	}
 	g.log.Info("opened", "first_index", f.first, "last_index", f.last, "checkpoint_index", f.durable.Index,
-		"term", f.vote.currentTerm, "new_group", act == actionBootstrap)
+		"term", f.vote.currentTerm, "new_group", act == actionBootstrap, "joining", act == actionJoin)
 	return nil
+}
+
+// bootstrap writes the first configuration of a new group. Each founder does, with the same one, and
+// only after all of them have met: what a founder that lost its disk would found again is then refused
+// by the others, who know it. A crash anywhere before the end is taken up again by the next start.
+func (g *Group) bootstrap(ctx context.Context, config *raft.Config, voteExists bool) error {
+	founders := g.o.Founders
+	if len(founders) < 2 {
+		founders = []Member{{ID: g.o.NodeID, Address: g.o.Address}}
+	} else {
+		if !slices.ContainsFunc(founders, func(m Member) bool { return m.ID == g.o.NodeID && m.Address == g.o.Address }) {
+			return fmt.Errorf("cannot found the group: its founders %v do not name this node, %s at %s", founders, g.o.NodeID, g.o.Address)
+		}
+		founders = slices.Clone(founders)
+		slices.SortFunc(founders, func(a, b Member) int { return strings.Compare(a.ID, b.ID) })
+		if err := g.transport.found(ctx, founders); err != nil {
+			return fmt.Errorf("cannot found the group: %w", err)
+		}
+	}
+	var c raft.Configuration
+	for _, m := range founders {
+		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Address)})
+	}
+	if voteExists {
+		if err := g.stable.reset(); err != nil {
+			return err
+		}
+	}
+	if err := raft.BootstrapCluster(config, g.logs, g.stable, g.snapshots, g.transport, c); err != nil {
+		return fmt.Errorf("cannot bootstrap the group: %w", err)
+	}
+	return nil
+}
+
+// emptyLog completes the installation of a snapshot that a crash cut short.
+func (g *Group) emptyLog(f found) error {
+	g.log.Warn("a snapshot has overtaken the log: emptying the log",
+		"first_index", f.first, "last_index", f.last, "checkpoint_index", f.durable.Index)
+	if err := g.logs.installed(f.durable.Index, f.durable.Term); err != nil {
+		return err
+	}
+	if err := g.logs.DeleteRange(f.first, f.last); err != nil {
+		return err
+	}
+	return g.logs.adopt(f.durable, true)
 }
 
 // newRaft is raft.NewRaft, which panics where it cannot read the log.
@@ -187,6 +312,9 @@ func newRaft(c *raft.Config, m raft.FSM, logs raft.LogStore, stable raft.StableS
 	return raft.NewRaft(c, m, logs, stable, snapshots, t)
 }
 
+// never is an interval that ends no more.
+const never = 100 * 365 * 24 * time.Hour
+
 // raftConfig returns raft's configuration.
 func (g *Group) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
@@ -197,26 +325,21 @@ func (g *Group) raftConfig() *raft.Config {
 	c.LeaderLeaseTimeout = g.o.HeartbeatTimeout
 	// A leader tells a new commit index with the next entry or after this time; the default of 50 ms
 	// would be the staleness of followers when writes pause.
-	c.CommitTimeout = 5 * time.Millisecond
+	c.CommitTimeout = 10 * time.Millisecond
 	c.MaxAppendEntries = maxAppendEntries
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = false // a removed node must still answer what it was asked
 	c.TrailingLogs = g.o.TrailingLogs
-	c.SnapshotInterval = g.o.SnapshotInterval
-	c.SnapshotThreshold = g.o.SnapshotThreshold
+	// Snapshots are asked for by compact alone: only then it is known when raft has finished one, which
+	// snapshotStore must know.
+	c.SnapshotInterval = never
+	c.SnapshotThreshold = math.MaxUint64
 	c.NotifyCh = g.notify
 	c.Logger = newHCLog(g.log.With("part", "raft"))
 	c.NoSnapshotRestoreOnStart = true // the state machine starts from its own checkpoint
 	c.NoLegacyTelemetry = true
 	// c.RestoreCommittedLogs stays off: in v1.8.0 it blocks NewRaft for ever beyond 128 batches.
 	return c
-}
-
-// initialConfiguration is that of a new group: this node alone.
-func (g *Group) initialConfiguration() raft.Configuration {
-	return raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: raft.ServerID(g.o.NodeID), Address: raft.ServerAddress(g.o.Address),
-	}}}
 }
 
 // Propose hands data to raft. It returns an error, which matches ErrNotProposed, if the command is
@@ -283,7 +406,10 @@ func (g *Group) Snapshot(ctx context.Context) error {
 }
 
 func (g *Group) snapshot() error {
+	g.snapshotMu.Lock()
+	defer g.snapshotMu.Unlock()
 	err := g.raft.Snapshot().Error()
+	g.snapshots.completed()
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}
@@ -307,97 +433,26 @@ func (g *Group) await(ctx context.Context, op func() error) error {
 	}
 }
 
-// Ready is closed once this node has led a term whose barrier was applied, for the first time. Whether
-// it still leads, LeaderTerm tells.
-func (g *Group) Ready() <-chan struct{} { return g.ready }
-
-// LeaderTerm returns the term that this node leads, and true if everything committed in earlier terms
-// is applied here. It costs three atomic loads. It is this node's own belief: another node may already
-// lead a later term.
-func (g *Group) LeaderTerm() (term uint64, ok bool) {
-	term = g.leaderTerm.Load()
-	if term == 0 || g.raft.CurrentTerm() != term || g.raft.State() != raft.Leader {
-		return 0, false
-	}
-	return term, true
-}
-
 // Metrics returns the group's counters.
 func (g *Group) Metrics() *Metrics { return &g.metrics }
 
-// watchLeadership follows raft's notifications.
-func (g *Group) watchLeadership() {
-	for {
-		select {
-		case leads := <-g.notify:
-			g.leadershipMu.Lock()
-			g.epoch++
-			epoch := g.epoch
-			g.leaderTerm.Store(0)
-			g.leadershipMu.Unlock()
-			if !leads {
-				g.log.Info("lost leadership", "term", g.raft.CurrentTerm())
-				continue
-			}
-			g.metrics.Elections.Add(1)
-			// Not in routines: raft may never answer the barrier. Owned by Group; ends with the barrier.
-			go g.establish(epoch, g.raft.CurrentTerm(), time.Now())
-		case <-g.stop:
-			return
-		}
-	}
-}
-
-// establish waits for the barrier of term and then publishes it, unless leadership changed meanwhile.
-// raft reports leadership before the term's first entry is committed; until the barrier is applied this
-// node may not have applied what earlier leaders acknowledged.
-func (g *Group) establish(epoch, term uint64, start time.Time) {
-	if err := g.raft.Barrier(0).Error(); err != nil {
-		g.log.Debug("the barrier of a new term failed", "term", term, "error", err)
-		return
-	}
-	if g.publish(epoch, term) {
-		g.log.Info("leads", "term", term, "barrier", time.Since(start), "last_index", g.raft.LastIndex())
-		g.correctAddress()
-	}
-}
-
-// publish makes term visible in LeaderTerm if this node still leads it.
-func (g *Group) publish(epoch, term uint64) bool {
-	g.leadershipMu.Lock()
-	defer g.leadershipMu.Unlock()
-	if g.epoch != epoch || g.raft.CurrentTerm() != term || g.raft.State() != raft.Leader {
-		return false
-	}
-	g.leaderTerm.Store(term)
-	if !g.readyOnce {
-		g.readyOnce = true
-		close(g.ready)
-	}
-	return true
-}
-
-// correctAddress records a changed Address. A lone voter may move as it likes; with more members the
-// others must learn a new address from whoever moves the node.
-func (g *Group) correctAddress() {
-	members := g.members()
-	if len(members) != 1 || members[0].ID != g.o.NodeID || members[0].Address == g.o.Address {
-		return
-	}
-	g.log.Info("recording the changed address", "from", members[0].Address, "to", g.o.Address)
-	// The answer is not awaited: should the change fail, the next term tries again.
-	g.raft.AddVoter(raft.ServerID(g.o.NodeID), raft.ServerAddress(g.o.Address), 0, enqueueTimeout)
-}
-
-// compact asks for a snapshot whenever LogBytesMax bytes were appended: raft itself counts entries
-// only, and 2,048 entries of 16 MiB are 32 GiB.
+// compact asks for a snapshot whenever SnapshotThreshold entries or LogBytesMax bytes were appended
+// since the last one: 2,048 entries of 16 MiB are 32 GiB.
 func (g *Group) compact() {
 	for {
+		wait := time.NewTimer(g.o.SnapshotInterval + rand.N(g.o.SnapshotInterval))
 		select {
 		case <-g.logs.full:
+		case <-wait.C:
+			last, err := g.logs.LastIndex()
+			if err != nil || last < g.snapshots.last.Load() || last-g.snapshots.last.Load() < g.o.SnapshotThreshold {
+				continue // the only error is: closed
+			}
 		case <-g.stop:
+			wait.Stop()
 			return
 		}
+		wait.Stop()
 		g.logs.compacted() // first, so that a failing snapshot is tried again after as many bytes
 		ctx, cancel := context.WithTimeout(context.Background(), g.o.SnapshotTimeout)
 		if err := g.Snapshot(ctx); err != nil && !errors.Is(err, ErrClosed) {
@@ -407,8 +462,12 @@ func (g *Group) compact() {
 	}
 }
 
-// Close refuses new proposals, waits until those in flight are answered, shuts raft down and closes the
-// log. When ctx ends first, what is still unanswered is answered with ErrUnknown and the rest is closed
+// handoverTimeout bounds how long Close waits for another node to take over. An election that follows a
+// silent end costs the clients one to three times HeartbeatTimeout; more than that would be no gain.
+const handoverTimeout = time.Second
+
+// Close refuses new proposals, waits until those in flight are answered, hands leadership to another
+// voter if there is one in reach (for at most a second), shuts raft down and closes the log. When ctx ends first, what is still unanswered is answered with ErrUnknown and the rest is closed
 // as far as it goes; the error then says what was not done. Later calls wait for the first and return
 // its result.
 func (g *Group) Close(ctx context.Context) error {
@@ -428,12 +487,17 @@ func (g *Group) close(ctx context.Context) error {
 	case <-g.fault.failed:
 	case <-ctx.Done():
 	}
+	g.handOver(ctx)
 	shutdown := make(chan error, 1)
 	future := g.raft.Shutdown()
 	if g.fault.err() != nil {
 		g.fault.close() // releases raft's goroutines that the failure holds
 	}
-	go func() { shutdown <- future.Error() }() // owned by close; ends when raft's goroutines have ended
+	go func() { // owned by close; ends when raft's goroutines have ended
+		// First, so that calls to nodes that do not answer end now and not at their timeout.
+		err := g.transport.Close()
+		shutdown <- errors.Join(err, future.Error())
+	}()
 	var errs []error
 	select {
 	case err := <-shutdown:
@@ -450,6 +514,7 @@ func (g *Group) close(ctx context.Context) error {
 	g.routines.Wait()
 	if len(errs) == 0 {
 		// With raft still writing, closing the log under it would wait for that write without a bound.
+		g.snapshots.close()
 		errs = append(errs, g.logs.close(), g.lock.unlock())
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -457,4 +522,20 @@ func (g *Group) close(ctx context.Context) error {
 	}
 	g.log.Info("closed")
 	return nil
+}
+
+// handOver transfers leadership before this node goes away.
+func (g *Group) handOver(ctx context.Context) {
+	term, ok := g.LeaderTerm()
+	if !ok || g.fault.err() != nil {
+		return
+	}
+	if _, err := g.successor("", term); err != nil {
+		return // nobody is there to take over
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	if err := g.Transfer(ctx, ""); err != nil {
+		g.log.Warn("closing without a successor", "error", err)
+	}
 }

@@ -457,7 +457,7 @@ func TestOpen_DirectoryInUse_RefusedAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	g := openGroup(t, testOptions(dir), openMachine(t, dir))
 	defer closeGroup(t, g)
-	if _, err := Open(testOptions(dir), openMachine(t, dir)); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := Open(context.Background(), testOptions(dir), openMachine(t, dir)); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("second Open: %v", err)
 	}
 }
@@ -467,7 +467,7 @@ func TestOpen_OtherNodeID_Refused(t *testing.T) {
 	o := testOptions(dir)
 	closeGroup(t, openGroup(t, o, openMachine(t, dir)))
 	o.NodeID = "node-2"
-	_, err := Open(o, openMachine(t, dir))
+	_, err := Open(context.Background(), o, openMachine(t, dir))
 	if !errors.Is(err, ErrContradiction) || !strings.Contains(err.Error(), "node-1") || !strings.Contains(err.Error(), "node-2") {
 		t.Errorf("Open as another node: %v", err)
 	}
@@ -549,7 +549,7 @@ func TestStatus_WhileClosing_DoesNotPanic(t *testing.T) {
 }
 
 func TestOptions_Invalid_AllFaultsNamedAtOnce(t *testing.T) {
-	_, err := Open(Options{SegmentBytes: 1, ProposalsMax: 1000, HeartbeatTimeout: 1}, nil)
+	_, err := Open(context.Background(), Options{SegmentBytes: 1, ProposalsMax: 1000, HeartbeatTimeout: 1}, nil)
 	if err == nil {
 		t.Fatal("accepted")
 	}

@@ -7,6 +7,8 @@ import (
 	"log"
 	"log/slog"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -15,11 +17,72 @@ import (
 // and becomes debug here; what operators need of it the group logs itself.
 type hcLog struct {
 	log     *slog.Logger
+	damper  *damper
 	name    string
 	implied []any
 }
 
-func newHCLog(l *slog.Logger) hclog.Logger { return &hcLog{log: l} }
+func newHCLog(l *slog.Logger) hclog.Logger { return &hcLog{log: l, damper: newDamper(time.Now)} }
+
+const (
+	// repeatEvery is how often the same complaint is written: raft repeats some of them several times a
+	// second for as long as a node is down.
+	repeatEvery = 10 * time.Second
+	// complaintsMax bounds the complaints that are told apart; what comes on top is written.
+	complaintsMax = 256
+)
+
+// damper thins out complaints that repeat themselves. What it leaves out is counted in the next line.
+type damper struct {
+	now func() time.Time // immutable
+
+	mu sync.Mutex
+	// Guarded by mu.
+	seen map[string]*complaint
+}
+
+type complaint struct {
+	at      time.Time // when it was last written
+	omitted int       // since then
+}
+
+func newDamper(now func() time.Time) *damper {
+	return &damper{now: now, seen: make(map[string]*complaint)}
+}
+
+// pass reports whether a line is to be written, and how many like it were not since the last that was.
+// Lines are alike if they say the same of the same node.
+func (d *damper) pass(msg string, args []any) (omitted int, ok bool) {
+	key := msg
+	for i := 0; i+1 < len(args); i += 2 {
+		switch args[i] {
+		case "peer", "target", "server-id", "from", "candidate", "id":
+			key = fmt.Sprintf("%s|%v", key, args[i+1])
+		}
+	}
+	now := d.now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.seen[key]
+	if c != nil && now.Sub(c.at) < repeatEvery {
+		c.omitted++
+		return 0, false
+	}
+	if c != nil {
+		omitted = c.omitted
+	} else if len(d.seen) >= complaintsMax {
+		for k, old := range d.seen {
+			if now.Sub(old.at) >= repeatEvery {
+				delete(d.seen, k)
+			}
+		}
+		if len(d.seen) >= complaintsMax {
+			return 0, true
+		}
+	}
+	d.seen[key] = &complaint{at: now}
+	return omitted, true
+}
 
 func slogLevel(l hclog.Level) slog.Level {
 	switch l {
@@ -40,6 +103,15 @@ func (h *hcLog) Log(level hclog.Level, msg string, args ...any) {
 		return
 	}
 	args = slices.Clone(args)
+	if at >= slog.LevelWarn && h.damper != nil {
+		omitted, ok := h.damper.pass(msg, args)
+		if !ok {
+			return
+		}
+		if omitted > 0 {
+			args = append(args, "omitted_since_last", omitted)
+		}
+	}
 	for i, a := range args {
 		if f, ok := a.(hclog.Format); ok && len(f) > 0 {
 			args[i] = fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
@@ -87,7 +159,7 @@ func (h *hcLog) ImpliedArgs() []any { return h.implied }
 
 // With implements hclog.Logger.
 func (h *hcLog) With(args ...any) hclog.Logger {
-	return &hcLog{log: h.log.With(args...), name: h.name, implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
+	return &hcLog{log: h.log.With(args...), damper: h.damper, name: h.name, implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
 }
 
 // Name implements hclog.Logger.
@@ -103,7 +175,7 @@ func (h *hcLog) Named(name string) hclog.Logger {
 
 // ResetNamed implements hclog.Logger.
 func (h *hcLog) ResetNamed(name string) hclog.Logger {
-	return &hcLog{log: h.log, name: name, implied: h.implied}
+	return &hcLog{log: h.log, damper: h.damper, name: name, implied: h.implied}
 }
 
 // SetLevel implements hclog.Logger. The level is slog's.

@@ -38,14 +38,29 @@ type logStore struct {
 	watch    *watchdog
 	entryMax int
 	bytesMax int64
-	// durable returns the index of the durable checkpoint.
-	durable func() (uint64, bool)
+	keep     int64  // bytes that stay in the log for followers
+	seed     uint32 // names this log
+	// durable returns the durable checkpoint of the state machine.
+	durable func() (Durable, bool)
+	crash   func(step string)
 	// full receives a token when bytesMax bytes were appended since the last compaction.
 	full chan struct{}
 	tail tailReport
 
 	// appended counts bytes since compacted() was called last.
 	appended atomic.Int64
+
+	// deleteMu orders deletions: what is the head to one could else become all there is through another.
+	deleteMu sync.Mutex
+
+	cache logCache
+	pins  logPins
+	sizes logSizes
+
+	// base tells what lies before the log; nil until adopt. emptying is the base that the log gets when
+	// raft empties it for a snapshot that has become the state; else nil. See logbase.go.
+	base     atomic.Pointer[logBase]
+	emptying atomic.Pointer[logBase]
 
 	// closeMu keeps close apart from calls under way: raft-wal answers a read that overlaps its Close
 	// with a nil dereference, and raft's gauge of the oldest entry reads from a goroutine of its own
@@ -63,10 +78,12 @@ type logStoreOptions struct {
 	segmentBytes int
 	entryMax     int
 	bytesMax     int64
+	keep, cache  int64 // as Options.LogKeepBytes and LogCacheBytes
 	stall        time.Duration
 	vfs          types.VFS
 	meta         func(types.MetaStore) types.MetaStore
-	durable      func() (uint64, bool)
+	crash        func(step string)
+	durable      func() (Durable, bool)
 }
 
 // openLogStore opens or creates the log in o.dir, which must exist and be locked by the caller.
@@ -110,8 +127,9 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 	return &logStore{
 		wal: w, dir: o.dir, log: o.log, fault: o.fault, metrics: o.metrics,
 		watch:    newWatchdog(o.stall, "log", o.fault),
-		entryMax: o.entryMax, bytesMax: o.bytesMax, durable: o.durable,
+		entryMax: o.entryMax, bytesMax: o.bytesMax, keep: o.keep, seed: codec.seed, durable: o.durable, crash: o.crash,
 		full: make(chan struct{}, 1), tail: tail,
+		cache: logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},
 	}, nil
 }
 
@@ -138,7 +156,7 @@ func loadCodec(meta types.MetaStore, exists bool) (*entryCodec, error) {
 }
 
 // IsMonotonic implements raft.MonotonicLogStore. raft-wal takes no gaps, so raft must empty the log
-// when it installs a snapshot. A lone voter never does either.
+// when it installs a snapshot.
 func (s *logStore) IsMonotonic() bool { return true }
 
 // FirstIndex implements raft.LogStore.
@@ -170,16 +188,35 @@ func (s *logStore) GetLog(index uint64, out *raft.Log) error {
 	if err := s.fault.check(); err != nil {
 		return err
 	}
+	if s.cache.get(index, out) {
+		s.metrics.CacheHits.Add(1)
+		return nil
+	}
 	var l raft.Log
-	err := s.use(func() error { return s.wal.GetLog(index, &l) })
+	err := s.use(func() error {
+		// raft-wal still answers for deleted entries as long as their file is there.
+		first, err := s.wal.FirstIndex()
+		if err != nil {
+			return err
+		}
+		if index < first {
+			return raft.ErrLogNotFound
+		}
+		return s.wal.GetLog(index, &l)
+	})
 	if err == nil && l.Index != index {
 		err = fmt.Errorf("%w: its place holds entry %d", errDamaged, l.Index)
 	}
 	switch {
 	case err == nil:
+		s.metrics.CacheMisses.Add(1)
 		*out = l
 		return nil
 	case errors.Is(err, raft.ErrLogNotFound):
+		if l, ok := s.base.Load().entry(index); ok {
+			*out = l
+			return nil
+		}
 		return raft.ErrLogNotFound
 	default:
 		return s.fault.fail(fmt.Errorf("cannot read log entry %d in %s: %w", index, s.segmentOf(index), err))
@@ -219,6 +256,12 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		}
 		bytes += n
 	}
+	if len(logs) == 0 {
+		return nil
+	}
+	if err := s.checkNext(logs[0].Index); err != nil {
+		return s.fault.fail(err)
+	}
 	start := time.Now()
 	s.watch.start()
 	err := s.use(func() error { return s.wal.StoreLogs(logs) })
@@ -236,6 +279,11 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	s.metrics.Append.Observe(time.Since(start))
 	s.metrics.AppendedEntries.Add(uint64(len(logs)))
 	s.metrics.AppendedBytes.Add(uint64(bytes))
+	s.begun()
+	s.cache.add(logs)
+	for _, l := range logs {
+		s.sizes.add(l.Index, entryBytes(l))
+	}
 	if s.appended.Add(int64(bytes)) > s.bytesMax {
 		select {
 		case s.full <- struct{}{}:
@@ -248,24 +296,38 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 // compacted restarts the count of bytes towards the next compaction.
 func (s *logStore) compacted() { s.appended.Store(0) }
 
-// DeleteRange implements raft.LogStore. A deletion at the head (compaction) is cut back to the durable
-// checkpoint whatever raft asks for: entries beyond it exist nowhere else. One that reaches the end of
-// the log replaces a tail that raft has given up (a conflict, an installed snapshot) and passes.
+// DeleteRange implements raft.LogStore. There are three kinds:
+//   - At the head (compaction). It is cut back, whatever raft asks for, to the durable checkpoint
+//     (entries beyond it exist nowhere else), to what a snapshot under way to a follower needs to be
+//     continued from, and to the newest bytes kept for followers that were away.
+//   - At the end: a tail that raft gives up for the leader's. Everything in a checkpoint was committed, so
+//     a tail that reaches into it is refused: the state machine would hold what no other node has.
+//   - All of it, after a snapshot has become the state.
 func (s *logStore) DeleteRange(low, high uint64) error {
 	if err := s.fault.check(); err != nil {
 		return err
 	}
+	s.deleteMu.Lock()
+	defer s.deleteMu.Unlock()
 	first, last, err := s.bounds()
 	if err != nil {
 		return err
 	}
-	if low <= first && high < last {
-		durable, ok := s.durable()
-		if !ok || durable < low {
-			s.log.Debug("kept the log: no durable checkpoint in the range", "from", low, "to", high, "durable_index", durable)
+	if last == 0 || high < first || low > last {
+		return nil // also raft's attempt to delete what it only believes in, see logBase
+	}
+	emptied := s.emptying.Load()
+	d, ok := s.durable()
+	switch {
+	case emptied != nil && low <= first && high >= last:
+	case high >= last && ok && low <= d.Index && low > first:
+		return s.fault.fail(fmt.Errorf("entries %d to %d would be replaced by the leader's, but the checkpoint at %d holds them as committed: the group's histories have parted", low, last, d.Index))
+	case high >= last && (!ok || low > d.Index):
+	default:
+		if high = s.cutBack(min(high, last-1), d, ok); high < max(low, first) {
+			s.log.Debug("kept the log", "from", low, "durable_index", d.Index, "first_index", first)
 			return nil
 		}
-		high = min(high, durable)
 	}
 	s.watch.start()
 	err = s.use(func() error { return s.wal.DeleteRange(low, high) })
@@ -273,7 +335,50 @@ func (s *logStore) DeleteRange(low, high uint64) error {
 	if err != nil {
 		return s.fault.fail(fmt.Errorf("cannot delete entries %d to %d from the log in %q: %w", low, high, s.dir, err))
 	}
+	s.deleted(low, high, first, last, emptied)
 	return s.fault.check()
+}
+
+// cutBack returns up to where a compaction that was asked for up to high may go.
+func (s *logStore) cutBack(high uint64, d Durable, ok bool) uint64 {
+	if !ok {
+		return 0
+	}
+	high = min(high, d.Index)
+	if pinned, ok := s.pins.lowest(); ok {
+		high = min(high, max(pinned, 1)-1)
+	}
+	if s.keep > 0 {
+		high = min(high, max(s.sizes.newest(s.keep), 1)-1)
+	}
+	return high
+}
+
+// deleted notes that the entries from low to high are gone from a log that was first to last.
+func (s *logStore) deleted(low, high, first, last uint64, emptied *logBase) {
+	s.cache.drop(low, high)
+	switch {
+	case low > first: // the tail
+		s.sizes.cut(first, low)
+	case high < last: // the head
+		s.sizes.cut(high+1, last+1)
+	default:
+		s.sizes.cut(last+1, last+1)
+		b := logBase{next: low}
+		if emptied != nil {
+			b = *emptied
+			if last > b.index {
+				b.overrated = last
+			}
+			s.emptying.Store(nil)
+		} else if old := s.base.Load(); old != nil {
+			b.index, b.term = old.index, old.term
+		}
+		s.base.Store(&b)
+		if emptied != nil {
+			s.crash("emptied")
+		}
+	}
 }
 
 // bounds returns the first and last index, zeros for an empty log.

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -31,7 +32,7 @@ func openTestLog(tb testing.TB, dir string, change ...func(*logStoreOptions)) (*
 		fault: newFailStop(func(error) {}), metrics: &Metrics{},
 		segmentBytes: 64 << 10, entryMax: 17 << 20, bytesMax: 1 << 40, stall: testWait,
 		vfs: fs.New(), meta: func(m types.MetaStore) types.MetaStore { return m },
-		durable: func() (uint64, bool) { return 1 << 60, true },
+		durable: func() (Durable, bool) { return Durable{}, false }, crash: func(string) {},
 	}
 	for _, c := range change {
 		c(&o)
@@ -690,7 +691,7 @@ func TestOpen_DamagedEntryInReplay_RefusedAndNamed(t *testing.T) {
 		t.Fatal(len(files), err)
 	}
 	edit(t, files[1], func(b []byte) { b[3000] ^= 4 })
-	_, err = Open(o, openMachine(t, dir))
+	_, err = Open(context.Background(), o, openMachine(t, dir))
 	if !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), files[1]) {
 		t.Errorf("Open = %v", err)
 	}

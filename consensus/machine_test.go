@@ -3,6 +3,7 @@ package consensus
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"kvstore/internal/record"
 )
 
 // testMachine is a state machine that keeps the commands it applied, and a durable checkpoint of them
@@ -27,6 +30,7 @@ type testMachine struct {
 	state   machineState
 	durable Durable
 	witness []Durable
+	waiting int           // received states that are neither installed nor discarded
 	applied chan struct{} // closed and replaced after each apply
 	gate    chan struct{} // non-nil: Apply waits for it
 	onApply func(index uint64)
@@ -57,7 +61,7 @@ func openMachine(tb testing.TB, dir string) *testMachine {
 
 func loadMachine(dir string) (*testMachine, error) {
 	m := &testMachine{path: filepath.Join(dir, "checkpoint"), auto: true, applied: make(chan struct{})}
-	b, err := os.ReadFile(m.path)
+	b, err := record.ReadFile(m.path, record.PayloadMax)
 	if errors.Is(err, os.ErrNotExist) {
 		return m, nil
 	}
@@ -84,7 +88,7 @@ func (m *testMachine) Apply(index, term uint64, data []byte) any {
 	if index <= m.state.At.Index {
 		panic(fmt.Sprintf("entry %d applied after %d", index, m.state.At.Index))
 	}
-	m.state.At.Index, m.state.At.Term = index, term
+	m.state.At.Index, m.state.At.Term, m.state.At.Installed = index, term, false
 	m.state.Entries = append(m.state.Entries, machineEntry{index, term, data})
 	m.woke(index)
 	return fmt.Sprintf("%d:%.20s", index, data)
@@ -93,7 +97,7 @@ func (m *testMachine) Apply(index, term uint64, data []byte) any {
 func (m *testMachine) ApplyConfiguration(index, term uint64, configuration []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.state.At = Durable{index, term, bytes.Clone(configuration), index}
+	m.state.At = Durable{Index: index, Term: term, Configuration: bytes.Clone(configuration), ConfigurationIndex: index}
 	m.woke(index)
 }
 
@@ -129,11 +133,67 @@ func (m *testMachine) checkpoint() error {
 	if err := gob.NewEncoder(&b).Encode(checkpointFile{m.state}); err != nil {
 		return err
 	}
-	if err := replaceFile(m.path, b.Bytes()); err != nil {
+	if err := record.WriteFileAtomic(m.path, b.Bytes(), 0o600); err != nil {
 		return err
 	}
 	m.durable = m.state.At
 	return nil
+}
+
+// OpenSnapshot streams the checkpoint file, behind its length.
+func (m *testMachine) OpenSnapshot(context.Context) (Durable, io.ReadCloser, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b, err := record.ReadFile(m.path, record.PayloadMax)
+	if err != nil {
+		return Durable{}, nil, err
+	}
+	return m.durable, io.NopCloser(bytes.NewReader(append(binary.LittleEndian.AppendUint64(nil, uint64(len(b))), b...))), nil
+}
+
+// ReceiveSnapshot reads a checkpoint file.
+func (m *testMachine) ReceiveSnapshot(_ context.Context, d Durable, r io.Reader) (Received, error) {
+	var n [8]byte
+	if _, err := io.ReadFull(r, n[:]); err != nil {
+		return nil, err
+	}
+	b := make([]byte, binary.LittleEndian.Uint64(n[:]))
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	var f checkpointFile
+	if err := gob.NewDecoder(bytes.NewReader(b)).Decode(&f); err != nil {
+		return nil, err
+	}
+	if at := f.State.At; at.Index != d.Index || at.Term != d.Term || !bytes.Equal(at.Configuration, d.Configuration) || at.ConfigurationIndex != d.ConfigurationIndex {
+		return nil, fmt.Errorf("the snapshot is of %+v, announced was %+v", at, d)
+	}
+	m.mu.Lock()
+	m.waiting++
+	m.mu.Unlock()
+	return &testReceived{m: m, state: f.State}, nil
+}
+
+// testReceived is a state beside the live one.
+type testReceived struct {
+	m     *testMachine
+	state machineState
+}
+
+func (r *testReceived) Install() error {
+	r.m.mu.Lock()
+	r.m.waiting--
+	r.state.At.Installed = true
+	r.m.state = r.state
+	r.m.woke(r.state.At.Index)
+	r.m.mu.Unlock()
+	return r.m.checkpoint()
+}
+
+func (r *testReceived) Discard() {
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	r.m.waiting--
 }
 
 // Witness insists that what it is told is durable, with the right term.
@@ -172,6 +232,7 @@ func testOptions(dir string) Options {
 		HeartbeatTimeout: 100 * time.Millisecond,
 		SegmentBytes:     1 << 20,
 		SnapshotInterval: time.Hour,
+		LogKeepBytes:     -1, // the tests count entries
 		// A busy disk is no failure of what is tested.
 		WriteStallTimeout: testWait,
 		Fatal:             func(err error) { panic(fmt.Sprintf("unexpected fatal failure: %v", err)) },
@@ -189,7 +250,7 @@ func testContext(tb testing.TB) context.Context {
 // openGroup opens a group and waits until it leads.
 func openGroup(tb testing.TB, o Options, m StateMachine) *Group {
 	tb.Helper()
-	g, err := Open(o, m)
+	g, err := Open(context.Background(), o, m)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/types"
+
+	"kvstore/internal/clock"
 )
 
 // maxAppendEntries is how many entries raft gathers into one write (and one fsync), and the depth of
@@ -24,6 +28,26 @@ const (
 	proposalsCap = 48
 )
 
+// membersMax bounds the members of a group: each costs the leader a connection, and each answers to
+// every entry.
+const membersMax = 16
+
+// Joined describes the running cluster that a node has been added to.
+type Joined struct {
+	// Cluster and History are the cluster's ids.
+	Cluster, History [16]byte
+	// Peers are its members, as it told them.
+	Peers []Peer
+}
+
+// Peer is another node as a cluster knows it.
+type Peer struct {
+	// ID is its name, Address where its transport listens.
+	ID, Address string
+	// Incarnation is the number of the data directory that the id belongs to.
+	Incarnation [16]byte
+}
+
 // Options configures a group. The zero value of a field means its default; Dir, NodeID and Address have
 // none. Open copies the struct.
 type Options struct {
@@ -32,17 +56,55 @@ type Options struct {
 	// NodeID is this node's stable, unique name; raft votes and counts by it. Changing it on an
 	// existing directory is refused.
 	NodeID string
-	// Address is where other nodes reach this group's transport (host:port). A lone voter only records it.
+	// Address is where other nodes reach this group's transport (host:port).
 	Address string
+	// Listener is what other nodes connect to; the group owns it from Open on and closes it, also when
+	// Open fails. nil: this node has no peers and can never get any (tests of one node).
+	Listener net.Listener
+	// Incarnation is the number that this data directory was given at its first start. Other nodes bind
+	// NodeID to it and refuse the id with any other: a node that lost its disk can't pass for its old self.
+	Incarnation [16]byte
 	// Group is the id of the Raft group, used in logs only. Default 0.
 	Group uint32
 	// Logger receives this package's and raft's log lines. Default slog.Default().
 	Logger *slog.Logger
 
+	// Founders are the voters of a new group, this node among them; every founder must be given the same
+	// list, in any order. They count only for a directory that holds no group. One or none: this node is
+	// the only voter.
+	Founders []Member
+	// Joined says that this directory belongs to a running cluster, which knows this node already: it
+	// never founds a group, whatever Founders says. It counts only until the log has an entry.
+	Joined *Joined
+
+	// Starting is called once, when the group is founded, joined or found and just before this node takes
+	// part in it: from then on it may vote and acknowledge. An error ends Open. Default: nothing.
+	Starting func() error
+
+	// Cluster returns the ids of the cluster and of its history, once the state machine knows them. It
+	// may be called from any goroutine, as may the functions below. Default: not known.
+	Cluster func() (cluster, history [16]byte, ok bool)
+	// Record returns the replicated member record of a node. Default: there is none.
+	Record func(id string) (incarnation [16]byte, removed, ok bool)
+	// Level is the newest behaviour of the state machine that this program knows. Default 0.
+	Level uint16
+	// StateLevel returns the behaviour level of the state. Nodes whose programs do not know it are refused.
+	// Default 0.
+	StateLevel func() uint16
+	// Card is what other nodes are told about this one, opaque to this package, at most 4 KiB.
+	Card []byte
+	// OnCard gets another node's card with every new connection; it must not block. Default: ignored.
+	OnCard func(id string, incarnation [16]byte, card []byte)
+
 	// HeartbeatTimeout is how long a follower waits for its leader before it asks for votes, and how
 	// long a leader goes without a majority before it steps down. Default 600 ms, at least 10 ms. Too
-	// small: elections under load.
+	// small: elections under load. All nodes must have the same: read leases count on it.
 	HeartbeatTimeout time.Duration
+	// LeaseDuration is how long after the send time of an acknowledged heartbeat a leader may serve reads
+	// without asking. Default 5/6 of HeartbeatTimeout, at most 9/10 of it: what is between them must
+	// cover the difference in rate of two nodes' clocks. A negative one forbids leases: each read is
+	// confirmed by a majority.
+	LeaseDuration time.Duration
 	// ElectionTimeout is how long a candidate waits for votes. Default HeartbeatTimeout; not below it.
 	ElectionTimeout time.Duration
 
@@ -54,10 +116,10 @@ type Options struct {
 	// headers and extensions. 1 byte to 60 MiB: raft-wal writes but cannot read more than 64 MiB.
 	EntryBytesMax int
 
-	// SnapshotThreshold is how many entries raft lets gather before it asks for a checkpoint and deletes
-	// the log behind it. Default 2048.
+	// SnapshotThreshold is how many entries gather before a checkpoint is asked for and the log behind it
+	// deleted. Default 2048.
 	SnapshotThreshold uint64
-	// SnapshotInterval is how often raft looks (each time between this and twice this). Default 15 s.
+	// SnapshotInterval is how often that is looked at (each time between this and twice this). Default 15 s.
 	SnapshotInterval time.Duration
 	// SnapshotTimeout bounds the wait for one durable checkpoint; afterwards the snapshot is given up
 	// and tried again. Default 1 min.
@@ -69,6 +131,13 @@ type Options struct {
 	// little behind. Default 128; at least 1, so that an empty log beside a checkpoint is always a sign
 	// of loss.
 	TrailingLogs uint64
+	// LogKeepBytes is how much of the log is kept behind the checkpoint, besides TrailingLogs, so that a
+	// follower that was away for a while is brought up by entries instead of a whole copy of the state.
+	// Default 256 MiB; negative: none.
+	LogKeepBytes int64
+	// LogCacheBytes bounds the newest entries that are kept in memory for the followers. Default 32 MiB;
+	// negative: none.
+	LogCacheBytes int64
 
 	// WriteStallTimeout is how long one write to the log or the vote may take. Beyond it Fatal is
 	// called: a leader whose disk hangs still sends heartbeats, and so would block the whole cluster
@@ -90,6 +159,12 @@ type Options struct {
 	// halted (proposals end as ErrUnknown) until Close.
 	Fatal func(error)
 
+	// clock measures leases. Tests put one of their own here.
+	clock clock.Clock
+	// rpcTimeout bounds one message between nodes; 0 is the transport's default.
+	rpcTimeout time.Duration
+	// crash is called at the named steps of an installation. Tests stop there.
+	crash func(step string)
 	// vfs is what the log writes through. Tests put a failing one here.
 	vfs types.VFS
 	// meta wraps the log's metadata store. Tests put a failing one here.
@@ -100,6 +175,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	setDefault(&o.HeartbeatTimeout, 600*time.Millisecond)
 	setDefault(&o.ElectionTimeout, o.HeartbeatTimeout)
+	setDefault(&o.LeaseDuration, o.HeartbeatTimeout/6*5)
 	setDefault(&o.SegmentBytes, 512<<20)
 	setDefault(&o.EntryBytesMax, 17<<20)
 	setDefault(&o.SnapshotThreshold, 2048)
@@ -107,6 +183,8 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.SnapshotTimeout, time.Minute)
 	setDefault(&o.LogBytesMax, 1<<30)
 	setDefault(&o.TrailingLogs, 128)
+	setDefault(&o.LogKeepBytes, 256<<20)
+	setDefault(&o.LogCacheBytes, 32<<20)
 	setDefault(&o.WriteStallTimeout, 5*time.Second)
 	setDefault(&o.ProposalTimeout, 10*time.Second)
 	setDefault(&o.ProposalsMax, 32)
@@ -121,6 +199,24 @@ func (o Options) withDefaults() Options {
 			log.Error("stopping: this failure forbids going on", "error", err)
 			os.Exit(1)
 		}
+	}
+	if o.Cluster == nil {
+		o.Cluster = func() (cluster, history [16]byte, ok bool) { return }
+	}
+	if o.Record == nil {
+		o.Record = func(string) (incarnation [16]byte, removed, ok bool) { return }
+	}
+	if o.StateLevel == nil {
+		o.StateLevel = func() uint16 { return 0 }
+	}
+	if o.OnCard == nil {
+		o.OnCard = func(string, [16]byte, []byte) {}
+	}
+	if o.clock == nil {
+		o.clock = clock.System{}
+	}
+	if o.crash == nil {
+		o.crash = func(string) {}
 	}
 	if o.vfs == nil {
 		o.vfs = fs.New()
@@ -153,6 +249,13 @@ func (o Options) validate() error {
 	fault(len(o.Address) > candidateBytesMax, "Address is longer than %d bytes", candidateBytesMax)
 	fault(o.HeartbeatTimeout < 10*time.Millisecond, "HeartbeatTimeout %v is below 10ms", o.HeartbeatTimeout)
 	fault(o.ElectionTimeout < o.HeartbeatTimeout, "ElectionTimeout %v is below HeartbeatTimeout %v", o.ElectionTimeout, o.HeartbeatTimeout)
+	fault(o.LeaseDuration > o.HeartbeatTimeout/10*9, "LeaseDuration %v is above nine tenths of HeartbeatTimeout %v", o.LeaseDuration, o.HeartbeatTimeout)
+	fault(o.Listener == nil && (len(o.Founders) > 1 || o.Joined != nil), "a group of several nodes needs a Listener")
+	fault(len(o.Founders) > membersMax, "%d Founders are more than %d", len(o.Founders), membersMax)
+	for i, m := range o.Founders {
+		fault(m.ID == "" || m.Address == "", "Founders name a node without id or address")
+		fault(slices.ContainsFunc(o.Founders[:i], func(e Member) bool { return e.ID == m.ID || e.Address == m.Address }), "Founders name %s at %s twice", m.ID, m.Address)
+	}
 	fault(o.SegmentBytes < 64<<10 || o.SegmentBytes > 1<<30, "SegmentBytes %d is outside 64 KiB to 1 GiB", o.SegmentBytes)
 	fault(o.EntryBytesMax < 1 || o.EntryBytesMax > 60<<20, "EntryBytesMax %d is outside 1 byte to 60 MiB", o.EntryBytesMax)
 	fault(o.SnapshotInterval < 5*time.Millisecond, "SnapshotInterval %v is below 5ms", o.SnapshotInterval)

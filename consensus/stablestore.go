@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,21 +13,25 @@ import (
 	"kvstore/internal/record"
 )
 
-// The vote file: the one small file that must never go back in time. Integers are little endian.
+// The vote file: the one small file that must never go back in time. It is one record (internal/record)
+// with this payload; integers are little endian:
 //
-//	0      magic "KVSVOTE" and version 1
+//	0      version (1)
+//	1      flags (bit 0: this node joined a running cluster), then two bytes 0
+//	4..8   the seed of the log that lies beside it
 //	8..16  current term
 //	16..24 term of the last vote
-//	24..28 length of the candidate
-//	28..   candidate (the address that raft votes by)
-//	last 4 CRC-32C over all before
+//	24..   candidate of that vote (the address that raft votes by)
 //
-// It is replaced as a whole: written beside, fsynced, renamed over, directory fsynced.
+// The seed ties vote and log together: a log that was deleted or exchanged would else look like one
+// that never had an entry.
 const (
 	voteFileName      = "vote"
-	voteMagic         = "KVSVOTE\x01"
-	voteHeaderBytes   = 28
+	voteVersion       = 1
+	voteHeaderBytes   = 24
 	candidateBytesMax = 1024
+
+	voteFlagJoined = 1 << 0
 )
 
 // Keys that hashicorp/raft v1.8.0 uses; it has no others.
@@ -40,38 +43,42 @@ const (
 
 // vote is the content of the vote file.
 type vote struct {
+	logSeed     uint32
+	joined      bool
 	currentTerm uint64
 	votedTerm   uint64
 	candidate   []byte
 }
 
 func appendVote(dst []byte, v vote) []byte {
-	start := len(dst)
-	dst = append(dst, voteMagic...)
+	flags := byte(0)
+	if v.joined {
+		flags |= voteFlagJoined
+	}
+	dst = append(dst, voteVersion, flags, 0, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, v.logSeed)
 	dst = binary.LittleEndian.AppendUint64(dst, v.currentTerm)
 	dst = binary.LittleEndian.AppendUint64(dst, v.votedTerm)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(v.candidate)))
-	dst = append(dst, v.candidate...)
-	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
+	return append(dst, v.candidate...)
 }
 
 func decodeVote(b []byte) (vote, error) {
-	if len(b) < voteHeaderBytes+4 || string(b[:8]) != voteMagic {
-		return vote{}, fmt.Errorf("%d bytes that do not begin as a vote file of this version", len(b))
+	if len(b) < voteHeaderBytes || len(b) > voteHeaderBytes+candidateBytesMax {
+		return vote{}, fmt.Errorf("%d bytes are no vote", len(b))
 	}
-	body, sum := b[:len(b)-4], binary.LittleEndian.Uint32(b[len(b)-4:])
-	if got := crc32.Checksum(body, castagnoli); got != sum {
-		return vote{}, fmt.Errorf("checksum is %08x, its bytes give %08x", sum, got)
+	if b[0] != voteVersion || b[1]&^voteFlagJoined != 0 || b[2] != 0 || b[3] != 0 {
+		return vote{}, fmt.Errorf("version %d, flags %#x: not written by this version of the program", b[0], b[1])
 	}
-	n := binary.LittleEndian.Uint32(b[24:])
-	if n > candidateBytesMax || int(n) != len(body)-voteHeaderBytes {
-		return vote{}, fmt.Errorf("candidate of %d bytes in %d", n, len(b))
-	}
-	return vote{
+	v := vote{
+		joined:      b[1]&voteFlagJoined != 0,
+		logSeed:     binary.LittleEndian.Uint32(b[4:]),
 		currentTerm: binary.LittleEndian.Uint64(b[8:]),
 		votedTerm:   binary.LittleEndian.Uint64(b[16:]),
-		candidate:   bytes.Clone(body[voteHeaderBytes:]),
-	}, nil
+	}
+	if len(b) > voteHeaderBytes {
+		v.candidate = bytes.Clone(b[voteHeaderBytes:])
+	}
+	return v, nil
 }
 
 // stableStore is raft's StableStore. raft writes a vote as two values, the term and then the candidate;
@@ -94,18 +101,38 @@ type stableStore struct {
 // openStableStore reads the vote file in dir. Absence is no error: exists tells.
 func openStableStore(dir string, stall time.Duration, fault *failStop) (*stableStore, error) {
 	s := &stableStore{path: filepath.Join(dir, voteFileName), fault: fault, watch: newWatchdog(stall, "vote", fault)}
-	b, err := os.ReadFile(s.path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
+	b, err := record.ReadFile(s.path, voteHeaderBytes+candidateBytesMax)
+	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
-	case err != nil:
-		return nil, fmt.Errorf("cannot read the vote file: %w", err)
 	}
-	if s.durable, err = decodeVote(b); err != nil {
-		return nil, fmt.Errorf("the vote file %q is damaged (%w): without it this node could vote twice in one term; restore the file, or remove this node's data and let it join as a new node", s.path, err)
+	if err == nil {
+		s.durable, err = decodeVote(b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the vote file %q cannot be used (%w): without it this node could vote twice in one term. Restore the file. In a cluster: remove the member (kvctl member remove), then let it join again with an empty data directory", s.path, err)
 	}
 	s.exists = true
 	return s, nil
+}
+
+// setLog names the log that the vote belongs to. It is written with the next write. REQUIRES: raft does
+// not run.
+func (s *stableStore) setLog(seed uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.durable.logSeed = seed
+}
+
+// join makes durable that this node joined a running cluster. REQUIRES: raft does not run.
+func (s *stableStore) join() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exists && s.durable.joined {
+		return nil
+	}
+	next := s.durable
+	next.joined = true
+	return s.writeLocked(next)
 }
 
 // state returns what is on disk.
@@ -119,7 +146,7 @@ func (s *stableStore) state() (v vote, exists bool) {
 func (s *stableStore) reset() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.writeLocked(vote{})
+	return s.writeLocked(vote{logSeed: s.durable.logSeed})
 }
 
 // Set implements raft.StableStore.
@@ -191,31 +218,11 @@ func (s *stableStore) writeLocked(v vote) error {
 		return err
 	}
 	s.watch.start()
-	err := replaceFile(s.path, appendVote(nil, v))
+	err := record.WriteFileAtomic(s.path, appendVote(nil, v), 0o600)
 	s.watch.stop()
 	if err != nil {
 		return s.fault.fail(fmt.Errorf("cannot write the vote file: %w", err))
 	}
 	s.durable, s.exists = v, true
 	return s.fault.check()
-}
-
-// replaceFile replaces path with content such that a crash leaves the old or the new file.
-func replaceFile(path string, content []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return record.SyncDir(filepath.Dir(path))
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"kvstore/internal/record"
 )
 
 func mustOpenStable(tb testing.TB, dir string) *stableStore {
@@ -75,7 +77,7 @@ func TestStableStore_CrashWhileReplacing_OldOrNewFile(t *testing.T) {
 	s := mustOpenStable(t, dir)
 	s.must(t, s.SetUint64([]byte(keyCurrentTerm), 1))
 	// A crash leaves any prefix of the new file beside the old one.
-	next := appendVote(nil, vote{currentTerm: 2, votedTerm: 2, candidate: []byte("a:1")})
+	next := record.Append(nil, appendVote(nil, vote{currentTerm: 2, votedTerm: 2, candidate: []byte("a:1")}))
 	for n := range next {
 		if err := os.WriteFile(filepath.Join(dir, voteFileName+".tmp"), next[:n], 0o600); err != nil {
 			t.Fatal(err)
@@ -94,7 +96,7 @@ func TestStableStore_CrashWhileReplacing_OldOrNewFile(t *testing.T) {
 func TestStableStore_Damaged_RefusedAndNamed(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, voteFileName)
-	good := appendVote(nil, vote{currentTerm: 2, votedTerm: 2, candidate: []byte("a:1")})
+	good := record.Append(nil, appendVote(nil, vote{currentTerm: 2, votedTerm: 2, candidate: []byte("a:1")}))
 	for i := range good {
 		for _, bad := range [][]byte{good[:i], append(append(bytes.Clone(good[:i]), good[i]^8), good[i+1:]...)} {
 			if err := os.WriteFile(path, bad, 0o600); err != nil {
@@ -134,7 +136,7 @@ func TestStableStore_WriteFails_PoisonedForGood(t *testing.T) {
 
 func FuzzVote_Decode(f *testing.F) {
 	f.Add(appendVote(nil, vote{currentTerm: 2, votedTerm: 1, candidate: []byte("a:1")}))
-	f.Add(appendVote(nil, vote{}))
+	f.Add(appendVote(nil, vote{logSeed: 7, joined: true}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v, err := decodeVote(b)
 		if err == nil && !bytes.Equal(appendVote(nil, v), b) {

@@ -22,13 +22,16 @@ type found struct {
 	first, last uint64 // bounds of the log, zeros when it is empty
 	lastTerm    uint64 // term of its last entry
 	termAt      uint64 // term of the log's entry at durable.Index, 0 if the log does not hold it
+	logSeed     uint32
 	vote        vote
 	voteExists  bool
 	durable     Durable
 	hasDurable  bool
-	// lone says that the checkpoint's configuration has exactly one voter: what is missing here then
-	// exists nowhere.
+	// lone says that the checkpoint's configuration has this node as its only voter: what is missing here
+	// then exists nowhere.
 	lone bool
+	// joining says that the caller knows this node as one that joined a running cluster.
+	joining bool
 }
 
 // action is what Open does before it starts raft.
@@ -37,38 +40,36 @@ type action int
 const (
 	actionContinue  action = iota // start from what is there
 	actionBootstrap               // first start: write the first configuration
+	actionJoin                    // start with an empty log and wait for the leader
 	actionEmptyLog                // delete a log that an installed snapshot has overtaken
 )
 
 // inspect collects what is on disk.
-func inspect(logs *logStore, stable *stableStore, sm StateMachine) (f found, err error) {
-	if f.first, f.last, err = logs.bounds(); err != nil {
+func (g *Group) inspect() (f found, err error) {
+	if f.first, f.last, err = g.logs.bounds(); err != nil {
 		return f, err
 	}
 	var l raft.Log
 	if f.last > 0 {
-		if err := logs.GetLog(f.last, &l); err != nil {
+		if err := g.logs.GetLog(f.last, &l); err != nil {
 			return f, err
 		}
 		f.lastTerm = l.Term
 	}
-	f.vote, f.voteExists = stable.state()
-	if f.durable, f.hasDurable = sm.Durable(); !f.hasDurable {
+	f.logSeed = g.logs.seed
+	f.joining = g.o.Joined != nil
+	f.vote, f.voteExists = g.stable.state()
+	if f.durable, f.hasDurable = g.sm.Durable(); !f.hasDurable {
 		return f, nil
 	}
 	configuration, err := decodeConfiguration(f.durable.Configuration)
 	if err != nil {
 		return f, fmt.Errorf("%w: the checkpoint at index %d is unusable: %w", ErrContradiction, f.durable.Index, err)
 	}
-	voters := 0
-	for _, s := range configuration.Servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-		}
-	}
-	f.lone = voters == 1
+	voters := voterIDs(configuration, nil)
+	f.lone = len(voters) == 1 && voters[0] == raft.ServerID(g.o.NodeID)
 	if i := f.durable.Index; f.first <= i && i <= f.last && f.last > 0 {
-		if err := logs.GetLog(i, &l); err != nil {
+		if err := g.logs.GetLog(i, &l); err != nil {
 			return f, err
 		}
 		f.termAt = l.Term
@@ -78,64 +79,81 @@ func inspect(logs *logStore, stable *stableStore, sm StateMachine) (f found, err
 
 // decide tells what to do with what was found. It reads nothing and changes nothing.
 //
-// The log is fsynced before anything is applied, and a checkpoint covers what was applied, so on a lone
-// voter the checkpoint never passes the end of the log, and compaction (TrailingLogs ≥ 1, never beyond
-// the checkpoint) leaves neither a gap nor an empty log. What breaks these rules was lost or exchanged
-// from outside. With more voters one more state is normal: a crash after a snapshot from the leader
-// became the checkpoint and before raft emptied the log. The log is then older than the checkpoint, or
-// of another history, and raft-wal would refuse every further append as a gap; the checkpoint covers
-// all that the log says, so the log may go.
+// The log is fsynced before anything is applied, and a checkpoint covers what was applied, so the
+// checkpoint never passes the end of the log, and compaction (TrailingLogs ≥ 1, never beyond the
+// checkpoint) leaves neither a gap nor an empty log. What breaks these rules was lost or exchanged from
+// outside, with one exception: a snapshot from the leader becomes the checkpoint first, and only then
+// raft empties the log. Such a checkpoint says so (Durable.Installed). Until entries follow it, the log
+// may be empty; after a crash between the two steps it is older than the checkpoint or of another
+// history, and raft-wal would refuse every further append as a gap; the checkpoint covers all that the
+// log says, so the log may go.
+//
+// In a cluster a lost log is no less serious than on a lone node: this node has acknowledged entries,
+// and majorities were counted with it. It must not come back as if it had them.
 func (f found) decide(dir string) (action, error) {
-	refuse := func(format string, args ...any) (action, error) {
-		return 0, fmt.Errorf("%w in %q: %s", ErrContradiction, dir, fmt.Sprintf(format, args...))
-	}
 	const (
-		putBack  = "Put back the missing files of this directory, or restore from a backup into a new data directory"
+		putBack  = "Put back the missing files of this directory"
 		restore  = "Restore from a backup into a new data directory"
+		rejoin   = "In a cluster: remove this member (kvctl member remove), then let it join again with an empty data directory; the others have what it is missing"
 		noUndo   = "It will not be started as if nothing had happened, because acknowledged writes would be missing"
 		freshDir = "If this node was meant to be new, give it an empty data directory"
 	)
+	refuse := func(format string, args ...any) (action, error) {
+		way := rejoin
+		if f.lone {
+			way = restore
+		} else if !f.hasDurable {
+			way = rejoin + ". On a lone node: " + restore
+		}
+		return 0, fmt.Errorf("%w in %q: %s. %s. %s, if you have a copy. %s. %s",
+			ErrContradiction, dir, fmt.Sprintf(format, args...), noUndo, putBack, way, freshDir)
+	}
 	d := f.durable
 	switch {
 	case f.hasDurable && (d.Index == 0 || d.Term == 0):
-		return refuse("the checkpoint has index %d and term %d, which no entry has. %s.", d.Index, d.Term, restore)
+		return refuse("the checkpoint has index %d and term %d, which no entry has", d.Index, d.Term)
+	case f.voteExists && f.vote.logSeed != f.logSeed:
+		return refuse("the vote file belongs to another log (%08x) than the one here (%08x): the log was deleted or exchanged", f.vote.logSeed, f.logSeed)
 
+	case !f.hasDurable && f.last == 0 && (f.joining || f.vote.joined):
+		// The vote file may know a term: terms reach a new member before entries do.
+		return actionJoin, nil
 	case !f.hasDurable && f.last == 0 && f.vote.votedTerm == 0 && f.vote.currentTerm <= 1:
 		// Term 1 without a vote and without an entry is a first start that a crash cut short.
 		return actionBootstrap, nil
 	case !f.hasDurable && f.last == 0:
-		return refuse("the vote file knows term %d, but there is neither a log nor a checkpoint: both were deleted. %s. %s. %s.",
-			max(f.vote.currentTerm, f.vote.votedTerm), noUndo, putBack, freshDir)
+		return refuse("the vote file knows term %d, but there is neither a log nor a checkpoint: both were deleted",
+			max(f.vote.currentTerm, f.vote.votedTerm))
 	case !f.voteExists:
-		return refuse("there is a %s, but the vote file %q is missing: without it this node could vote twice in one term. %s.",
-			f.what(), voteFileName, putBack)
+		return refuse("there is a %s, but the vote file %q is missing: without it this node could vote twice in one term",
+			f.what(), voteFileName)
 	case f.vote.currentTerm < max(f.lastTerm, d.Term):
-		return refuse("the vote file is at term %d, but the %s at term %d: the vote file is from an older copy. %s.",
-			f.vote.currentTerm, f.what(), max(f.lastTerm, d.Term), putBack)
+		return refuse("the vote file is at term %d, but the %s at term %d: the vote file is from an older copy",
+			f.vote.currentTerm, f.what(), max(f.lastTerm, d.Term))
 	case !f.hasDurable && f.first > 1:
-		return refuse("the log begins at entry %d and there is no checkpoint that covers entries 1 to %d: the checkpoint was deleted. %s. %s.",
-			f.first, f.first-1, noUndo, putBack)
+		return refuse("the log begins at entry %d and there is no checkpoint that covers entries 1 to %d: the checkpoint was deleted",
+			f.first, f.first-1)
 	case !f.hasDurable:
 		return actionContinue, nil
 
-	case f.last == 0 && f.lone:
-		return refuse("there is a checkpoint at index %d, but the log is empty: the log was deleted, and with it whatever was acknowledged after the checkpoint. %s. %s.",
-			d.Index, noUndo, putBack)
-	case f.last == 0:
+	case f.last == 0 && d.Installed:
 		return actionContinue, nil
+	case f.last == 0:
+		return refuse("there is a checkpoint at index %d, but the log is empty: the log was deleted, and with it whatever was acknowledged after the checkpoint",
+			d.Index)
 	case f.first > d.Index+1:
-		return refuse("the log begins at entry %d, but the checkpoint ends at %d: entries %d to %d are missing; the checkpoint is from an older copy. %s. %s.",
-			f.first, d.Index, d.Index+1, f.first-1, noUndo, putBack)
-	case f.last < d.Index && f.lone:
-		return refuse("the log ends at entry %d, but the checkpoint covers %d: the log lost its end or is from an older copy, and whatever was acknowledged after the checkpoint is gone. %s. %s.",
-			f.last, d.Index, noUndo, putBack)
+		return refuse("the log begins at entry %d, but the checkpoint ends at %d: entries %d to %d are missing; the checkpoint is from an older copy",
+			f.first, d.Index, d.Index+1, f.first-1)
+	case f.last < d.Index && d.Installed:
+		return actionEmptyLog, nil
 	case f.last < d.Index:
+		return refuse("the log ends at entry %d, but the checkpoint covers %d: the log lost its end or is from an older copy, and whatever was acknowledged after the checkpoint is gone",
+			f.last, d.Index)
+	case f.termAt != 0 && f.termAt != d.Term && d.Installed:
 		return actionEmptyLog, nil
-	case f.termAt != 0 && f.termAt != d.Term && f.lone:
-		return refuse("entry %d has term %d in the log, but %d in the checkpoint: they are of different histories. %s.",
-			d.Index, f.termAt, d.Term, putBack)
 	case f.termAt != 0 && f.termAt != d.Term:
-		return actionEmptyLog, nil
+		return refuse("entry %d has term %d in the log, but %d in the checkpoint: they are of different histories",
+			d.Index, f.termAt, d.Term)
 	default:
 		return actionContinue, nil
 	}

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 func TestDecide_EveryKindOfState(t *testing.T) {
 	voted := vote{currentTerm: 5, votedTerm: 5, candidate: []byte("a")}
 	at := func(index, term uint64) Durable { return Durable{Index: index, Term: term} }
+	installed := func(index, term uint64) Durable { return Durable{Index: index, Term: term, Installed: true} }
 	for _, c := range []struct {
 		name   string
 		f      found
@@ -37,11 +39,23 @@ func TestDecide_EveryKindOfState(t *testing.T) {
 		{"other history", found{first: 4, last: 9, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 4), termAt: 5, lone: true}, 0, "different histories"},
 		{"senseless checkpoint", found{first: 1, last: 9, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, lone: true}, 0, "which no entry has"},
 
-		// With more voters a snapshot from the leader may have overtaken the log.
-		{"several voters, log empty", found{vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5)}, actionContinue, ""},
-		{"several voters, log behind", found{first: 1, last: 5, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5)}, actionEmptyLog, ""},
-		{"several voters, other history", found{first: 1, last: 9, lastTerm: 4, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5), termAt: 4}, actionEmptyLog, ""},
-		{"several voters, gap", found{first: 8, last: 9, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5)}, 0, "are missing"},
+		// A snapshot from the leader may have overtaken the log.
+		{"installed, log empty", found{vote: voted, voteExists: true, hasDurable: true, durable: installed(6, 5)}, actionContinue, ""},
+		{"installed, log behind", found{first: 1, last: 5, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: installed(6, 5)}, actionEmptyLog, ""},
+		{"installed, other history", found{first: 1, last: 9, lastTerm: 4, vote: voted, voteExists: true, hasDurable: true, durable: installed(6, 5), termAt: 4}, actionEmptyLog, ""},
+		{"installed, entries behind it", found{first: 7, last: 9, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: installed(6, 5)}, actionContinue, ""},
+		{"installed, gap", found{first: 8, last: 9, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: installed(6, 5)}, 0, "are missing"},
+		// Without that, a member of a cluster has lost its memory.
+		{"member, log empty", found{vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5)}, 0, "kvctl member remove"},
+		{"member, log behind", found{first: 1, last: 5, lastTerm: 5, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5)}, 0, "kvctl member remove"},
+		{"member, other history", found{first: 1, last: 9, lastTerm: 4, vote: voted, voteExists: true, hasDurable: true, durable: at(6, 5), termAt: 4}, 0, "different histories"},
+		{"member, only a vote", found{vote: voted, voteExists: true}, 0, "kvctl member remove"},
+
+		{"joining", found{joining: true}, actionJoin, ""},
+		{"joining again", found{vote: vote{joined: true}, voteExists: true}, actionJoin, ""},
+		{"joining, a term came before an entry", found{vote: vote{joined: true, currentTerm: 9}, voteExists: true}, actionJoin, ""},
+		{"joined, log deleted and made anew", found{logSeed: 2, vote: vote{logSeed: 1, joined: true, currentTerm: 9}, voteExists: true}, 0, "belongs to another log"},
+		{"installed, log deleted and made anew", found{logSeed: 2, vote: vote{logSeed: 1, currentTerm: 9}, voteExists: true, hasDurable: true, durable: installed(6, 5)}, 0, "belongs to another log"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := c.f.decide("/d")
@@ -98,7 +112,7 @@ func TestOpen_PartsDeletedFromOutside_RefusedAndUsableOncePutBack(t *testing.T) 
 					}
 				}
 			}
-			_, err := Open(o, openMachine(t, dir))
+			_, err := Open(context.Background(), o, openMachine(t, dir))
 			if !errors.Is(err, ErrContradiction) || !strings.Contains(err.Error(), o.Dir) {
 				t.Fatalf("Open = %v", err)
 			}
@@ -139,7 +153,7 @@ func TestOpen_OlderCopyOfTheLog_Refused(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(old, "checkpoint"), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(testOptions(old), openMachine(t, old)); !errors.Is(err, ErrContradiction) {
+	if _, err := Open(context.Background(), testOptions(old), openMachine(t, old)); !errors.Is(err, ErrContradiction) {
 		t.Errorf("Open = %v", err)
 	}
 }
@@ -150,8 +164,11 @@ func TestOpen_BootstrapCutShort_Completed(t *testing.T) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	log := mustOpenLog(t, o.Dir)
 	s := mustOpenStable(t, o.Dir)
+	s.setLog(log.seed)
 	s.must(t, s.SetUint64([]byte(keyCurrentTerm), 1)) // what raft writes first
+	log.mustClose(t)
 	g := openGroup(t, o, openMachine(t, dir))
 	mustPropose(t, g, "a")
 	closeGroup(t, g)
@@ -173,11 +190,11 @@ func TestOpen_SnapshotOvertookLog_LogIsEmptied(t *testing.T) {
 		{ID: "node-1", Address: "127.0.0.1:7000"}, {ID: "node-2", Address: "127.0.0.1:7010"}, {ID: "node-3", Address: "127.0.0.1:7020"},
 	}}
 	m = openMachine(t, dir)
-	m.state.At = Durable{Index: 100, Term: term, Configuration: raft.EncodeConfiguration(three), ConfigurationIndex: 50}
+	m.state.At = Durable{Index: 100, Term: term, Configuration: raft.EncodeConfiguration(three), ConfigurationIndex: 50, Installed: true}
 	if err := m.checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	g, err := Open(o, m)
+	g, err := Open(context.Background(), o, m)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,9 @@
 package consensus
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/hashicorp/raft"
 )
 
@@ -53,6 +56,10 @@ type Status struct {
 	// Voters counts the voters of Configuration, the latest configuration, committed or not.
 	Voters        int
 	Configuration []Member
+	// Pending is Configuration while that is not known to be committed, else nil.
+	Pending []Member
+	// Lease tells whether this node holds the read lease.
+	Lease bool
 }
 
 // Status returns a snapshot of the group's state. It takes no lock that writing holds.
@@ -63,6 +70,10 @@ func (g *Group) Status() Status {
 		CommitIndex:   g.raft.CommitIndex(),
 		AppliedIndex:  g.sm.Applied(),
 		Configuration: g.members(),
+		Lease:         g.Lease(),
+	}
+	if c := g.committed.Load(); c != nil && !slices.Equal(*c, s.Configuration) {
+		s.Pending = s.Configuration
 	}
 	switch g.raft.State() {
 	case raft.Leader:
@@ -87,9 +98,12 @@ func (g *Group) Status() Status {
 
 // members returns the latest configuration.
 func (g *Group) members() []Member {
-	future := g.raft.GetConfiguration() // answers from a copy, never fails
+	return membersOf(g.raft.GetConfiguration().Configuration()) // answers from a copy, never fails
+}
+
+func membersOf(c raft.Configuration) []Member {
 	var out []Member
-	for _, s := range future.Configuration().Servers {
+	for _, s := range c.Servers {
 		out = append(out, Member{ID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter})
 	}
 	return out
@@ -104,4 +118,29 @@ func (g *Group) voters() (voters int, member bool) {
 		member = member || m.ID == g.o.NodeID
 	}
 	return voters, member
+}
+
+// isVoter tells whether this node has a vote.
+func (g *Group) isVoter() bool {
+	return slices.ContainsFunc(g.members(), func(m Member) bool { return m.Voter && m.ID == g.o.NodeID })
+}
+
+// configured notes a configuration that was committed. (Which data directories of removed members are
+// refused is for the replicated member records to say: entries are applied again after a restart, and an
+// id may have come back since.)
+func (g *Group) configured(index uint64, configuration []byte) {
+	c, err := decodeConfiguration(configuration)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: the configuration committed at %d: %v", index, err))
+	}
+	now := membersOf(c)
+	before := g.committed.Swap(&now)
+	if before == nil {
+		return
+	}
+	for _, m := range *before {
+		if !slices.ContainsFunc(now, func(n Member) bool { return n.ID == m.ID }) {
+			g.book.forget(raft.ServerID(m.ID))
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,11 +21,21 @@ type transport interface {
 
 	// campaign makes this node stand for election at once.
 	campaign() error
+	// start lets messages through to raft, which runs from now on.
+	start(n node)
+	// found waits until all founders of a new group know each other, or one refuses.
+	found(ctx context.Context, founders []Member) error
+	// join notes what the cluster told about its members.
+	join(j *Joined) error
+	// connections returns what is known of the other nodes, by id.
+	connections() map[string]connection
 }
 
-// newTransport builds the transport of a group.
-func newTransport(o *Options) (transport, error) {
-	return newSoloTransport(raft.ServerID(o.NodeID), raft.ServerAddress(o.Address)), nil
+// connection is what a transport knows of one other node.
+type connection struct {
+	connected bool
+	refused   string // why one of the two refuses the other for good
+	refusesUs string // why the other one refuses this node for good
 }
 
 // soloTransport has nobody at its other end. The only message it ever delivers is the one by which this
@@ -57,6 +68,18 @@ func (t *soloTransport) campaign() error {
 		return fmt.Errorf("cannot campaign: a message to this node waits already")
 	}
 }
+
+// start implements transport.
+func (t *soloTransport) start(node) {}
+
+// found implements transport.
+func (t *soloTransport) found(context.Context, []Member) error { return errNoPeers }
+
+// join implements transport.
+func (t *soloTransport) join(*Joined) error { return errNoPeers }
+
+// connections implements transport.
+func (t *soloTransport) connections() map[string]connection { return nil }
 
 // Consumer implements raft.Transport.
 func (t *soloTransport) Consumer() <-chan raft.RPC { return t.consumer }

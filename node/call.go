@@ -18,20 +18,30 @@ func (c *call) Complete(_ wire.Token, r *wire.Response) {
 }
 
 // Do executes one request and waits for its answer: the way of doors that have a goroutine for each
-// request. r's bytes may be used again once it returns. When ctx ends first, the answer to a read is
-// StatusTooLate and that to a write StatusTimeout, whose outcome is unknown.
+// request. What another node must execute is passed on to it; see pursue. r's bytes may be used again once it
+// returns. When ctx ends first, the answer to a read is StatusTooLate and that to a change StatusTimeout, whose
+// outcome is unknown.
 func (s *Service) Do(ctx context.Context, principal any, r *wire.Request) wire.Response {
 	if d, ok := ctx.Deadline(); ok && r.TimeoutMs == 0 {
 		// At least one millisecond: 0 would ask for the default.
 		r.TimeoutMs = uint32(min(max(time.Until(d).Milliseconds(), 1), wire.TimeoutMax.Milliseconds()))
 	}
+	a := s.attempt(ctx, principal, r)
+	if homeless(a.Status) && !r.Stale {
+		return s.pursue(ctx, principal, r, a)
+	}
+	return a
+}
+
+// attempt executes r on this node.
+func (s *Service) attempt(ctx context.Context, principal any, r *wire.Request) wire.Response {
 	c := call{answer: make(chan wire.Response, 1)}
 	s.Serve(&c, principal, []wire.Request{*r})
 	select {
 	case a := <-c.answer:
 		return a
 	case <-ctx.Done():
-		if r.Op.IsWrite() {
+		if r.Op.IsWrite() || r.Op == wire.OpAdmin {
 			return wire.Response{Status: wire.StatusTimeout}
 		}
 		return wire.Response{Status: wire.StatusTooLate}

@@ -1,19 +1,24 @@
 // Package node joins the parts of one KVStore process: doors, batcher, log and engine.
 //
-// What it does. Open takes the data directory, opens the shard (one Raft group with its batcher and its
-// engine), waits until it may serve, and opens the doors; Close undoes that in the opposite order. Service
-// is where all doors meet: it checks a request (principal, limits, disk, leadership), hands writes to the
-// batcher, and answers reads from the engine.
+// What it does. Open takes the data directory, finds the node's way into its cluster (alone, founding, or
+// joining), opens the shard (one Raft group with its batcher and its engine), and opens the doors; Close hands
+// the leadership over and undoes the rest in the opposite order. Service is where all doors meet: it checks a
+// request (principal, limits, disk, leadership), hands writes to the batcher, answers reads from the engine, and
+// passes on to the leader what only that may execute (forward.go). The keeper keeps the membership true
+// (keeper.go), admin changes it (admin.go).
 //
 // What it assumes. The packages between wire and node know nothing of each other; whatever joins two of
-// them stands here, in small adapters (shard.go). Callers give validated Options.
+// them stands here, in small adapters (shard.go, statemachine.go). Callers give validated Options. Nodes reach
+// each other at the addresses that they advertise, over a network that may lose, delay and repeat.
 //
-// Who owns what. Node owns every part that it opened and closes it. A Shard owns its group, batcher,
-// engine and expiry loop; a node has one shard today and nothing here assumes that it will never have
-// more: no state is kept at package level, and requests carry a group id. The read pool owns the
-// goroutines that touch the engine's tables on behalf of event loops.
+// Who owns what. Node owns every part that it opened and closes it. A Shard owns its group, batcher, engine,
+// forwarder, keeper and expiry loop; a node has one shard today and nothing here assumes that it will never have
+// more: no state is kept at package level, and requests carry a group id. The read pool owns the goroutines that
+// touch the engine's tables on behalf of event loops; the board owns the questions to other nodes, admin its
+// calls.
 //
-// What it never does. It never answers a write before the log has it and the engine has applied it, never
-// serves a linearizable read without having led at a moment after the request arrived, and never turns an
-// unknown outcome into a certain one.
+// What it never does. It never answers a write before the log has it and the engine has applied it, never serves
+// a linearizable read without a proof of leadership at a moment after the request arrived, never turns an unknown
+// outcome into a certain one, never passes a request on twice unless the first attempt surely did nothing, and
+// never lets a data directory pass for another one.
 package node

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -23,19 +24,42 @@ type identity struct {
 	NodeID      string    `json:"node_id"`
 	Incarnation string    `json:"incarnation"` // 128 random bits, hex
 	CreatedAt   time.Time `json:"created_at"`
-	// Served is set before the node first opens its doors: from then on there may be acknowledged writes,
-	// and a directory without any state of its group has lost them.
+	// Served is set as soon as the directory belongs to a cluster and before the node first takes part in it:
+	// from then on it may have acknowledged writes, and a directory without any state of its group has lost
+	// them. How a cluster is founded or joined is of no interest any more.
 	Served bool `json:"served"`
+	// Joined is what the cluster told when it took this node in, kept until the log knows better.
+	Joined *joinedFacts `json:"joined,omitempty"`
+}
+
+// bits gives the incarnation as bytes.
+func (id *identity) bits() (b [16]byte, err error) { return parseBits(id.Incarnation) }
+
+// parseBits reads 128 bits in hex; all zeros stand for none and are refused.
+func parseBits(s string) (b [16]byte, err error) {
+	n, err := hex.DecodeString(s)
+	if err != nil || len(n) != len(b) || [16]byte(n) == b {
+		return b, fmt.Errorf("%q is not 32 hex digits that are not all zero", s)
+	}
+	return [16]byte(n), nil
 }
 
 const (
-	identityFormat   = 1
-	identityBytesMax = 4 << 10
+	identityFormat = 1
+	// identityBytesMax is room for the facts of the largest cluster: nine members of at most 500 bytes.
+	identityBytesMax = 16 << 10
+)
+
+// lockWait is how long a start waits for the lock of a process that is just ending: a supervisor restarts
+// a killed node at once, while the kernel still takes the old process apart.
+const (
+	lockWait  = 3 * time.Second
+	lockPause = 20 * time.Millisecond
 )
 
 // lockDir takes the data directory for this process, creating it if need be. The lock is advisory and
 // ends with the process, however it ends.
-func lockDir(dir string) (*os.File, error) {
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot create data directory: %w", err)
 	}
@@ -43,7 +67,16 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open lock of data directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for errors.Is(err, unix.EWOULDBLOCK) && ctx.Err() == nil {
+		time.Sleep(lockPause) // flock cannot be waited for with a bound
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			time.Sleep(lockPause) // the kernel closes the old process's listeners only after this
+		}
+	}
+	if err != nil {
 		closeErr := f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("data directory %s is in use by another process: stop that one, or choose another with --data-dir", dir)
@@ -69,6 +102,9 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 		if id.NodeID != nodeID {
 			return id, false, fmt.Errorf("data directory %s belongs to node %q, not to %q: start with --node-id %s, or choose another --data-dir", dir, id.NodeID, nodeID, id.NodeID)
 		}
+		if _, err := id.bits(); err != nil {
+			return id, false, fmt.Errorf("cannot read identity of data directory %s: incarnation %w", dir, err)
+		}
 		return id, false, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return id, false, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
@@ -80,6 +116,15 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
 	id = identity{Format: identityFormat, NodeID: nodeID, Incarnation: hex.EncodeToString(bits[:]), CreatedAt: time.Now().UTC().Truncate(time.Second)}
 	return id, true, id.write(dir)
+}
+
+// setServed notes that the node is about to take part in its cluster.
+func (id *identity) setServed(dir string) error {
+	if id.Served {
+		return nil
+	}
+	id.Served = true
+	return id.write(dir)
 }
 
 // write replaces the identity file of dir.
@@ -94,19 +139,38 @@ func (id *identity) write(dir string) error {
 	return nil
 }
 
-// checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint nor a
-// vote now. Engine and log would each find themselves new, agree, and start an empty store. (Where only
-// some of their files are missing, they find the contradiction themselves.)
+// HasCluster reports whether the data directory belongs to a cluster already, so that neither an initial
+// cluster nor members to join mean anything to it. A directory that is not there, or holds no identity, does
+// not.
+func HasCluster(dir string) (bool, error) {
+	b, err := record.ReadFile(filepath.Join(dir, "identity"), identityBytesMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var id identity
+	if err == nil {
+		err = json.Unmarshal(b, &id)
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
+	}
+	return id.Served, nil
+}
+
+// checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint, nor a
+// vote, nor known peers now. Engine and log would each find themselves new, agree, and start an empty store.
+// (Where only some of their files are missing, they find the contradiction themselves.)
 func (id *identity) checkNotEmptied(dir string) error {
 	if !id.Served {
 		return nil
 	}
 	group := filepath.Join(dir, "groups", "1")
-	for _, name := range []string{"CHECKPOINT", filepath.Join("log", "vote")} {
+	for _, name := range []string{"CHECKPOINT", filepath.Join("log", "vote"), filepath.Join("log", "peers")} {
 		if _, err := os.Stat(filepath.Join(group, name)); !errors.Is(err, fs.ErrNotExist) {
 			return nil // there, or an error that its owner will meet and name
 		}
 	}
 	return fmt.Errorf("data directory %s served before, but the state in %s is gone: everything that was acknowledged would be missing. "+
-		"Put the missing files back, or restore from a backup into a new data directory; if the data is not needed any more, choose another --data-dir", dir, group)
+		"Put the missing files back, or restore from a backup into a new data directory. Where other nodes of the cluster still have the data, take this node out there "+
+		"(kvctl member remove %s) and start it again with --join and an empty --data-dir; it fetches everything from them", dir, group, id.NodeID)
 }

@@ -1,27 +1,32 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestLockDir_SecondProcess_IsRefusedUntilTheFirstEnds(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	first, err := lockDir(dir)
+	first, err := lockDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockDir(dir); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lockDir(gone, dir); err == nil || !strings.Contains(err.Error(), "in use by another process") {
 		t.Fatalf("second lock: %v", err)
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	again, err := lockDir(dir)
-	if err != nil {
-		t.Fatalf("after the first ended: %v", err)
+	// A process that is just ending is waited for.
+	ended := make(chan error, 1)
+	time.AfterFunc(2*lockPause, func() { ended <- first.Close() })
+	again, err := lockDir(t.Context(), dir)
+	if err := errors.Join(err, <-ended); err != nil {
+		t.Fatalf("while the first ended: %v", err)
 	}
 	if err := again.Close(); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,22 +9,26 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"kvstore/gateway"
 	"kvstore/internal/diskguard"
 	"kvstore/netloop"
+	"kvstore/wire"
 )
 
 // nodeInfo is what the node tells about itself.
 type nodeInfo struct {
-	NodeID, Version, Commit                 string
-	Advertise, HTTPAdvertise, RaftAdvertise string
-	DataDir, Incarnation, ReadMode          string
-	StartedAt                               time.Time
+	NodeID, Version, Commit                   string
+	Advertise, DataDir, Incarnation, ReadMode string
+	StartedAt                                 time.Time
 	// Bound addresses.
-	Listen, HTTP, Metrics string
+	Listen, HTTP, Metrics, Raft string
+	// member is the node's own record.
+	member wire.Member
 }
 
 // Node is a running node.
@@ -43,11 +48,16 @@ type Node struct {
 	http    *http.Server // serves rest
 	ops     *http.Server
 
+	// opened turns true when shard, service and rest are set.
+	opened atomic.Bool
 	// ready turns true when every door is open and false when a stop begins.
 	ready atomic.Bool
+	// awaits is what the node waited for last.
+	awaits atomic.Pointer[string]
 }
 
-// Open starts a node and returns once it serves. When it fails it closes what it had opened.
+// Open starts a node and returns once its doors are open; Ready tells when it serves. It returns the error of
+// ctx when that ends first. When it fails it closes what it had opened.
 func Open(ctx context.Context, o Options) (*Node, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
@@ -65,7 +75,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 func (n *Node) open(ctx context.Context) (err error) {
 	o := &n.o
 	// The directory first: nothing may be touched that another process uses.
-	if n.lock, err = lockDir(o.DataDir); err != nil {
+	if n.lock, err = lockDir(ctx, o.DataDir); err != nil {
 		return err
 	}
 	id, fresh, err := loadIdentity(o.DataDir, o.NodeID)
@@ -77,83 +87,180 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return err
 	}
 	// The ports next, before time goes into replay: a port in use should be known at once.
-	var ls [3]net.Listener // set to nil where a server has taken it over
-	defer func() {
-		if err != nil {
-			for _, l := range ls {
-				if l != nil {
-					err = errors.Join(err, l.Close())
-				}
-			}
-		}
-	}()
-	for i, l := range []struct{ name, addr string }{{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}} {
-		if ls[i], err = net.Listen("tcp", l.addr); err != nil {
-			return fmt.Errorf("cannot listen on %s: %w: stop what uses the port, or choose another with --%s", l.addr, err, l.name)
-		}
+	var ls listeners // each set to nil where something else has taken it over
+	defer func() { err = errors.Join(err, ls.close(err)) }()
+	if err := ls.open(o); err != nil {
+		return err
 	}
-	n.info = n.describe(id, ls)
+	if n.info, err = n.describe(&id, &ls); err != nil {
+		return err
+	}
+	self := n.info.member
+	roster := newRoster(self)
+	// Health and metrics answer from here on, whatever the node still waits for.
+	n.progress("opening")
+	n.ops = gateway.NewOps(opsView{n})
+	n.serve("metrics", n.ops, newLimitListener(ls.take(&ls.metrics), opsConnsMax))
 
 	do := o.Disk
 	do.Dir, do.Logger = o.DataDir, o.Logger
 	if n.guard, err = diskguard.Open(do); err != nil {
 		return err
 	}
-	if n.shard, err = openShard(o, 1, n.guard, &n.doors); err != nil {
-		return err
-	}
-	n.service = newService(o.Service, n.shard, n.info)
-	n.rest = gateway.New(gateway.Options{Service: n.service, Principal: n.service.Anonymous(), Logger: o.Logger})
-	// Health and metrics answer from here on, while the group is still on its way to leading.
-	n.ops = gateway.NewOps(opsView{n})
-	n.serve("metrics", n.ops, newLimitListener(ls[2], opsConnsMax))
-	ls[2] = nil
 	start, cancel := context.WithTimeout(ctx, o.StartTimeout)
 	defer cancel()
-	if err := n.shard.begin(start); err != nil {
-		return err
-	}
-	if !id.Served {
-		id.Served = true
+	if !id.Served && id.Joined == nil && len(o.Join) != 0 {
+		n.progress("asking to be taken in by " + strings.Join(o.Join, ", "))
+		if id.Joined, err = join(start, o.Join, &self, n.progress); err != nil {
+			return n.gaveUp(start, err)
+		}
+		// Before the log knows anything: after a crash the node goes on as the member that it is now.
 		if err := id.write(o.DataDir); err != nil {
 			return err
 		}
 	}
+	stopWatching := n.watchFounders(&id, roster)
+	n.shard, err = openShard(start, o, &shardOptions{
+		id: 1, identity: &id, raft: ls.take(&ls.raft), roster: roster, guard: n.guard, doors: &n.doors,
+		starting: func() error { return id.setServed(o.DataDir) },
+	})
+	stopWatching()
+	if err != nil {
+		return n.gaveUp(start, err)
+	}
+	n.service = newService(o.Service, n.shard, n.info)
+	n.rest = gateway.New(gateway.Options{Service: n.service, Principal: n.service.Anonymous(), Logger: o.Logger})
+	n.opened.Store(true)
 
 	no := o.Net
-	no.Listener, no.Handler, no.Logger = ls[0], n.service, o.Logger
+	no.Listener, no.Handler, no.Logger = ls.native, n.service, o.Logger
 	native, err := netloop.Start(no)
 	if err != nil {
 		return err
 	}
-	ls[0] = nil
+	ls.native = nil
 	n.doors.open.Store(&door{native, native.ReleaseFlush})
 	n.http = n.rest.HTTPServer()
-	n.serve("rest", n.http, newLimitListener(ls[1], restConnsMax))
-	ls[1] = nil
+	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
 	n.ready.Store(true)
+	n.progress("waiting for a leader")
+	n.shard.begin(o.Fatal)
 	return nil
 }
 
-func (n *Node) describe(id identity, ls [3]net.Listener) *nodeInfo {
+// gaveUp adds to an error what the node waited for when its time to start was over.
+func (n *Node) gaveUp(start context.Context, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) || start.Err() == nil {
+		return err
+	}
+	return fmt.Errorf("gave up after %s (--start-timeout), %s: %w", n.o.StartTimeout, *n.awaits.Load(), err)
+}
+
+// progress notes what the node waits for.
+func (n *Node) progress(text string) {
+	if old := n.awaits.Swap(&text); (old == nil || *old != text) && n.o.Progress != nil {
+		n.o.Progress(text)
+	}
+}
+
+// watchFounders tells, until stop is called, which founders of a new cluster have not been met yet.
+func (n *Node) watchFounders(id *identity, r *roster) (stop func()) {
+	if id.Served || id.Joined != nil || len(n.o.InitialCluster) < 2 {
+		n.progress("reading the log")
+		return func() {}
+	}
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() { // owned by open, which ends it by stop
+		defer close(done)
+		for {
+			if missing := r.missing(n.o.InitialCluster); len(missing) != 0 {
+				n.progress("waiting for " + strings.Join(missing, ", "))
+			} else {
+				n.progress("founding the cluster")
+			}
+			select {
+			case <-end:
+				return
+			case <-r.news:
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-done
+	}
+}
+
+// listeners are the node's ports.
+type listeners struct{ native, http, metrics, raft net.Listener }
+
+// open takes all ports.
+func (ls *listeners) open(o *Options) (err error) {
+	for _, l := range []struct {
+		to         *net.Listener
+		name, addr string
+	}{
+		{&ls.native, "listen", o.Listen}, {&ls.http, "http-listen", o.HTTPListen},
+		{&ls.metrics, "metrics-listen", o.MetricsListen}, {&ls.raft, "raft-listen", o.RaftListen},
+	} {
+		if *l.to, err = net.Listen("tcp", l.addr); err != nil {
+			*l.to = nil
+			return fmt.Errorf("cannot listen on %s: %w: stop what uses the port, or choose another with --%s", l.addr, err, l.name)
+		}
+	}
+	return nil
+}
+
+// take gives a listener to somebody else.
+func (ls *listeners) take(l *net.Listener) net.Listener {
+	taken := *l
+	*l = nil
+	return taken
+}
+
+// close closes what nobody has taken, if the start failed.
+func (ls *listeners) close(failed error) error {
+	if failed == nil {
+		return nil
+	}
+	var errs []error
+	for _, l := range []net.Listener{ls.native, ls.http, ls.metrics, ls.raft} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Node) describe(id *identity, ls *listeners) (*nodeInfo, error) {
 	o := &n.o
 	dir, err := filepath.Abs(o.DataDir)
 	if err != nil {
 		dir = o.DataDir // no working directory: what was given must do
 	}
+	bits, err := id.bits()
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the identity of data directory %s: incarnation %w", dir, err)
+	}
 	in := &nodeInfo{
 		NodeID: o.NodeID, Version: o.Version, Commit: o.Commit, DataDir: dir,
-		Advertise: o.Advertise, HTTPAdvertise: o.HTTPAdvertise, RaftAdvertise: o.RaftAdvertise,
-		Incarnation: id.Incarnation, ReadMode: o.ReadMode, StartedAt: time.Now(),
-		Listen: ls[0].Addr().String(), HTTP: ls[1].Addr().String(), Metrics: ls[2].Addr().String(),
+		Advertise: cmp.Or(o.Advertise, ls.native.Addr().String()), Incarnation: id.Incarnation, ReadMode: o.ReadMode, StartedAt: time.Now(),
+		Listen: ls.native.Addr().String(), HTTP: ls.http.Addr().String(), Metrics: ls.metrics.Addr().String(), Raft: ls.raft.Addr().String(),
 	}
-	if in.Advertise == "" {
-		in.Advertise = in.Listen
+	in.member = wire.Member{
+		ID: o.NodeID, Incarnation: bits, RaftAddress: cmp.Or(o.RaftAdvertise, advertised(o.RaftListen, ls.raft)),
+		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: behaviourLevel,
 	}
-	if in.HTTPAdvertise == "" {
-		in.HTTPAdvertise = in.HTTP
+	return in, nil
+}
+
+// advertised is the address of a listener as its option has it, so that a name stays a name; a port that the
+// system chose is filled in.
+func advertised(option string, l net.Listener) string {
+	if _, port, err := net.SplitHostPort(option); err == nil && port != "0" {
+		return option
 	}
-	return in
+	return l.Addr().String()
 }
 
 // serve runs an HTTP server on l until it is shut down. A server that ends by itself ends the node: a
@@ -185,19 +292,38 @@ func (d *doors) hold() (end func()) {
 	return s.release
 }
 
+// Ready is closed when the node has known a leader and caught up with it for the first time.
+func (n *Node) Ready() <-chan struct{} { return n.shard.keeper.settled }
+
+// Leader gives the id of the leader as this node knows it, "" while there is none.
+func (n *Node) Leader() string {
+	id, _, _ := n.shard.group.Leader()
+	return id
+}
+
+// Members lists the ids of the cluster's nodes, sorted.
+func (n *Node) Members() []string {
+	var ids []string
+	for _, m := range n.shard.group.Status().Configuration {
+		ids = append(ids, m.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // Addresses are where a node listens, and what it keeps where.
 type Addresses struct {
-	Native, HTTP, Metrics, DataDir string
+	Native, HTTP, Metrics, Raft, DataDir string
 	// Fresh: the data directory was made by this start.
 	Fresh bool
 }
 
 // Addresses tells where the node listens.
 func (n *Node) Addresses() Addresses {
-	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, Metrics: n.info.Metrics, DataDir: n.info.DataDir, Fresh: n.fresh}
+	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, Metrics: n.info.Metrics, Raft: n.info.Raft, DataDir: n.info.DataDir, Fresh: n.fresh}
 }
 
-// Close stops the node: no new work, what is under way is answered, a last checkpoint, files closed.
+// Close stops the node: the leadership goes to another, no new work, what is under way is answered, a last checkpoint, files closed.
 // Clients have three quarters of ctx's time to take their answers and are cut off then: how they behave
 // decides neither whether the store is closed in order nor what Close returns. When ctx itself ends, what
 // remains is cut short; nothing that was acknowledged is lost by that.
@@ -209,11 +335,17 @@ func (n *Node) Close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("cannot stop %s cleanly: %w", what, err))
 		}
 	}
+	if n.shard != nil {
+		// While the doors are still open: clients are told of the new leader at once.
+		n.shard.handOver(ctx)
+	}
 	if n.service != nil {
 		n.service.draining.Store(true)
 	}
 	n.drainDoors(ctx, keep)
 	if n.service != nil {
+		n.service.admin.close()
+		n.service.board.close()
 		n.service.reads.close()
 	}
 	if n.shard != nil {

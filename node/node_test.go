@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"kvstore/client"
+	"kvstore/internal/testcluster"
 	"kvstore/wire"
 )
 
@@ -23,7 +24,7 @@ import (
 func openNode(t *testing.T, dir string, change func(*Options)) *Node {
 	t.Helper()
 	o := Options{
-		DataDir: dir, Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:7000",
+		DataDir: dir, Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:0",
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Fatal:  func(err error) { panic(err) },
 	}
@@ -38,7 +39,31 @@ func openNode(t *testing.T, dir string, change func(*Options)) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-n.Ready():
+	case <-time.After(time.Minute):
+		t.Fatal("the node does not become ready")
+	}
 	return n
+}
+
+// fixedPorts reserves ports and gives options that listen there.
+func fixedPorts(t *testing.T) func(*Options) {
+	t.Helper()
+	var addrs [3]string
+	for i := range addrs {
+		p, err := testcluster.ReservePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := p.Release(); err != nil {
+				t.Error(err)
+			}
+		})
+		addrs[i] = p.Addr()
+	}
+	return func(o *Options) { o.Listen, o.HTTPListen, o.RaftListen = addrs[0], addrs[1], addrs[2] }
 }
 
 func closeNode(t *testing.T, n *Node) {
@@ -270,7 +295,9 @@ func TestNode_RecordWithTTL_GoesWithoutAnotherWrite(t *testing.T) {
 
 func TestNode_RestartKeepsDataIdentityAndDigest(t *testing.T) {
 	dir := t.TempDir()
-	n := openNode(t, dir, nil)
+	// Always the same addresses: a changed one is recorded, which is a change of the state.
+	fixed := fixedPorts(t)
+	n := openNode(t, dir, fixed)
 	for i := range 100 {
 		if r := put(t, n, fmt.Sprintf("k%03d", i), strings.Repeat("v", i*50)); r.Status != wire.StatusOK {
 			t.Fatal(r.Status)
@@ -285,7 +312,7 @@ func TestNode_RestartKeepsDataIdentityAndDigest(t *testing.T) {
 	}
 	read(n, &before)
 	closeNode(t, n)
-	n = openNode(t, dir, nil)
+	n = openNode(t, dir, fixed)
 	defer closeNode(t, n)
 	read(n, &after)
 	if before.AppliedIndex == 0 || after.AppliedIndex != before.AppliedIndex || after.StateDigest != before.StateDigest {
@@ -357,6 +384,7 @@ func TestNode_Metrics_AreWellFormedAndComplete(t *testing.T) {
 	for _, want := range []string{
 		"kvstore_request_duration_seconds", "kvstore_leader_elections_total", "kvstore_batch_entry_operations", "kvstore_raft_append_seconds",
 		"kvstore_apply_seconds", "kvstore_badger_level_tables", "kvstore_batch_queue_bytes", "kvstore_native_out_bytes", "kvstore_disk_free_bytes", "kvstore_checkpoint_seconds",
+		"kvstore_raft_is_leader", "kvstore_raft_lease_held", "kvstore_raft_members", "kvstore_forwarded_requests_total", "kvstore_read_index_rounds_total",
 	} {
 		if !families[want] {
 			t.Errorf("no family %s", want)
@@ -401,7 +429,7 @@ func TestOpen_PortInUseOrForeignDirectory_SaysWhatToDo(t *testing.T) {
 	dir := t.TempDir()
 	n := openNode(t, dir, nil)
 	defer closeNode(t, n)
-	o := Options{DataDir: t.TempDir(), Listen: n.Addresses().Native, HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:7000"}
+	o := Options{DataDir: t.TempDir(), Listen: n.Addresses().Native, HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:0"}
 	if _, err := Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--listen") {
 		t.Errorf("port in use: %v", err)
 	}
@@ -483,7 +511,7 @@ func TestStatus_ReadMode_IsTheOneThatWasAskedFor(t *testing.T) {
 	n := openNode(t, t.TempDir(), func(o *Options) { o.ReadMode = "readindex" })
 	defer closeNode(t, n)
 	var d statusDocument
-	if err := json.Unmarshal(n.service.statusJSON(), &d); err != nil {
+	if err := json.Unmarshal(n.service.statusJSON(false), &d); err != nil {
 		t.Fatal(err)
 	}
 	if d.ReadMode != "readindex" || d.Lease.Mode != "readindex" {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
 	"time"
 
 	"kvstore/batcher"
@@ -27,13 +26,21 @@ type Options struct {
 	Version, Commit string
 
 	// Listen, HTTPListen and MetricsListen are the addresses (host:port) of the binary protocol, of REST,
-	// and of metrics, health and profiles. RaftListen is recorded as the node's address in the cluster.
+	// and of metrics, health and profiles; on RaftListen the nodes talk to each other.
 	Listen, HTTPListen, MetricsListen, RaftListen string
 	// Advertise, HTTPAdvertise and RaftAdvertise are what others are told to use instead of the
 	// listeners' own addresses. Default: the listeners.
 	Advertise, HTTPAdvertise, RaftAdvertise string
-	// ReadMode is how linearizable reads are served, lease or readindex. One voter serves both alike; it is
-	// told in the status. Default lease.
+	// InitialCluster lists all nodes of a new cluster, this one among them; every node gets the same list.
+	// It counts until the data directory belongs to a cluster and is ignored then. Empty, with Join empty
+	// too: a cluster of this node alone.
+	InitialCluster []Founder
+	// Join lists REST addresses (host:port) of members of a running cluster, which are asked in turn to
+	// take this node in. It counts until the data directory belongs to a cluster and is ignored then.
+	Join []string
+	// ReadMode is how linearizable reads are served: with lease the leader answers by itself as long as it
+	// knows that nobody else can lead, with readindex it asks a majority for each bunch of reads, which
+	// needs no bound on how differently clocks run. Default lease.
 	ReadMode string
 	// Insecure allows listeners beyond loopback although there are neither TLS nor users yet. Without
 	// it Open refuses them, since anyone who reaches such a port could read and write everything.
@@ -41,8 +48,12 @@ type Options struct {
 
 	// DrainTimeout bounds a graceful stop. Default 20 s.
 	DrainTimeout time.Duration
-	// StartTimeout bounds the wait for the group to lead. Default 5 min.
+	// StartTimeout bounds the wait for the other founders, or for a member that takes this node in. Default
+	// 5 min.
 	StartTimeout time.Duration
+	// Progress is told what a starting node waits for, whenever that changes. It must not block. Default:
+	// nobody is told.
+	Progress func(text string)
 
 	// Logger receives the node's log lines. Default slog.Default().
 	Logger *slog.Logger
@@ -75,8 +86,7 @@ func (o Options) withDefaults() Options {
 	def(&o.NodeID, "node-1")
 	def(&o.Version, "dev")
 	def(&o.Commit, "unknown")
-	def(&o.RaftAdvertise, o.RaftListen)
-	def(&o.ReadMode, "lease")
+	def(&o.ReadMode, readModeLease)
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 20 * time.Second
 	}
@@ -96,8 +106,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// nodeIDBytesMax is the longest node id.
-const nodeIDBytesMax = 64
+// The read modes.
+const (
+	readModeLease     = "lease"
+	readModeReadIndex = "readindex"
+)
 
 // validate lists every fault at once.
 func (o *Options) validate() error {
@@ -105,23 +118,23 @@ func (o *Options) validate() error {
 	if o.DataDir == "" {
 		errs = append(errs, errors.New("data-dir is empty"))
 	}
-	if len(o.NodeID) > nodeIDBytesMax {
-		errs = append(errs, fmt.Errorf("node-id has %d bytes; at most %d", len(o.NodeID), nodeIDBytesMax))
+	if err := checkNodeID(o.NodeID); err != nil {
+		errs = append(errs, fmt.Errorf("node-id: %w", err))
 	}
-	// The id stands in JSON, in labels of metrics and, as NAME=HOST:PORT,…, in lists of members.
-	if strings.ContainsFunc(o.NodeID, func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune(`,="\`, c) }) {
-		errs = append(errs, fmt.Errorf("node-id %q holds a character other than printable ASCII without space, comma, equals sign, quote and backslash", o.NodeID))
-	}
-	if o.ReadMode != "lease" && o.ReadMode != "readindex" {
-		errs = append(errs, fmt.Errorf("read-mode %q is neither lease nor readindex", o.ReadMode))
+	if o.ReadMode != readModeLease && o.ReadMode != readModeReadIndex {
+		errs = append(errs, fmt.Errorf("read-mode %q is neither %s nor %s", o.ReadMode, readModeLease, readModeReadIndex))
 	}
 	for _, a := range []struct{ name, addr string }{
 		{"advertise", o.Advertise}, {"http-advertise", o.HTTPAdvertise}, {"raft-advertise", o.RaftAdvertise},
 	} {
-		if _, _, err := net.SplitHostPort(a.addr); a.addr != "" && err != nil {
-			errs = append(errs, fmt.Errorf("%s: %q is not HOST:PORT", a.name, a.addr))
+		if a.addr == "" {
+			continue
+		}
+		if err := checkAddress(a.addr); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.name, err))
 		}
 	}
+	errs = append(errs, o.validateCluster())
 	for _, l := range []struct{ name, addr string }{
 		{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}, {"raft-listen", o.RaftListen},
 	} {

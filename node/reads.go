@@ -26,11 +26,10 @@ const (
 type readItem struct {
 	token       wire.Token
 	ns          uint32
-	stale       bool
 	minRevision wire.Revision
 	atRevision  wire.Revision
 	deadline    int64
-	key         []byte // or the payload of a MULTIGET or SCAN
+	key         []byte // or the payload of a MULTIGET, SCAN or STATUS
 }
 
 // readJob is the reads of one bunch, copied off the loop's buffer.
@@ -48,8 +47,10 @@ type readPool struct {
 	queue    chan *readJob
 	bytesMax int64
 	bytes    atomic.Int64
-	free     sync.Pool
-	wg       sync.WaitGroup
+	// confirmed counts the reads that waited for a majority.
+	confirmed atomic.Uint64
+	free      sync.Pool
+	wg        sync.WaitGroup
 
 	mu     sync.RWMutex // held shared while a job is queued, so that close can't come between
 	closed bool         // guarded by mu
@@ -70,13 +71,8 @@ func newReadPool(s *Service, workers, bytesMax int) *readPool {
 	return p
 }
 
-// add copies r into job, beginning a new job when there is none, or when job is full (which is then
-// submitted).
+// add copies r into job, beginning a new job when there is none.
 func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Request, deadline int64) *readJob {
-	if job != nil && len(job.items) >= readJobItemsMax {
-		p.submit(job)
-		job = nil
-	}
 	if job == nil {
 		job = p.free.Get().(*readJob)
 		job.to = c
@@ -89,7 +85,7 @@ func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Reques
 	// A growing arena moves, but items that were cut from the old one keep it alive: they stay valid.
 	job.arena = append(job.arena, src...)
 	job.items = append(job.items, readItem{
-		token: r.Token(), ns: ns, stale: r.Stale, minRevision: r.MinRevision, atRevision: r.AtRevision,
+		token: r.Token(), ns: ns, minRevision: r.MinRevision, atRevision: r.AtRevision,
 		deadline: deadline, key: job.arena[at:len(job.arena):len(job.arena)],
 	})
 	job.bytes += len(src)
@@ -101,15 +97,32 @@ func (p *readPool) solo(c wire.Completer, ns uint32, r *wire.Request, deadline i
 	p.submit(p.add(nil, c, ns, r, deadline))
 }
 
-// submit queues a job, or refuses its reads when the queue is full.
+// busy is the refusal of a read that finds no room.
+var busy = &wire.Refusal{Status: wire.StatusBusy, RetryAfterMs: retryAfterMs}
+
+// submit queues a job, or refuses its reads when there is no room.
 func (p *readPool) submit(job *readJob) {
-	refusal := &wire.Refusal{Status: wire.StatusBusy, RetryAfterMs: retryAfterMs}
+	if p.reserve(job) {
+		p.enqueue(job)
+	}
+}
+
+// reserve counts a job's bytes until release, or refuses its reads when they exceed the bound.
+func (p *readPool) reserve(job *readJob) bool {
+	if p.bytes.Add(int64(job.bytes)) > p.bytesMax {
+		p.refuse(job, busy)
+		return false
+	}
+	return true
+}
+
+// enqueue queues a job, or refuses its reads when the queue is full. REQUIRES: its bytes are counted.
+func (p *readPool) enqueue(job *readJob) {
+	refusal := busy
 	p.mu.RLock()
-	fits := p.bytes.Add(int64(job.bytes)) <= p.bytesMax
-	switch {
-	case p.closed:
+	if p.closed {
 		refusal = &wire.Refusal{Status: wire.StatusDraining}
-	case fits:
+	} else {
 		select {
 		case p.queue <- job:
 			p.mu.RUnlock()
@@ -118,6 +131,27 @@ func (p *readPool) submit(job *readJob) {
 		}
 	}
 	p.mu.RUnlock()
+	p.refuse(job, refusal)
+}
+
+// confirm lets a job wait until a majority has confirmed, after this call, that this node leads, and queues
+// it then. What waits is bounded like the queue, in bytes, and in time by the group.
+func (p *readPool) confirm(job *readJob) {
+	if !p.reserve(job) {
+		return
+	}
+	p.confirmed.Add(uint64(len(job.items)))
+	p.s.shard.group.ReadIndex(func(err error) {
+		if err == nil {
+			p.enqueue(job)
+			return
+		}
+		p.refuse(job, p.s.shard.unconfirmed(err))
+	})
+}
+
+// refuse refuses all reads of a job. REQUIRES: its bytes are counted.
+func (p *readPool) refuse(job *readJob, refusal *wire.Refusal) {
 	for i := range job.items {
 		refuse(job.to, job.items[i].token, refusal)
 	}
@@ -171,16 +205,15 @@ func (w *readWorker) run(s *Service, to wire.Completer, it *readItem) {
 
 func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 	if it.token.Op == wire.OpStatus {
-		return wire.Response{Payload: s.statusJSON()}
+		return wire.Response{Payload: s.statusJSON(len(it.key) != 0)}
 	}
 	if s.shard.now() > it.deadline {
 		return wire.Response{Status: wire.StatusTooLate}
 	}
-	// The bunch was checked when it arrived, but this read happens later: check again, right before it.
-	if !it.stale && !s.shard.readable() {
-		r := wire.ErrorResponse(s.shard.notLeading(), w.ext[:0])
-		return r
-	}
+	// Whether the applied state may be read was decided after the request arrived (Shard.howToRead). That is
+	// what linearizability asks: at that moment the state held everything acknowledged before, and it only
+	// grows, so that a read at any later moment, whoever leads then, reflects a point between the request and
+	// its answer.
 	e := s.shard.engine
 	if it.minRevision > e.Applied().Revision {
 		return wire.Response{Status: wire.StatusRetryLater, Payload: []byte("this node has not reached the revision that the read must reflect")}

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"time"
 
 	"kvstore/batcher"
+	"kvstore/client"
 	"kvstore/consensus"
 	"kvstore/engine"
 	"kvstore/internal/diskguard"
@@ -32,30 +34,52 @@ type Shard struct {
 	group       *consensus.Group
 	batcher     *batcher.Batcher
 	guard       *diskguard.Guard
+	roster      *roster
+	forwarder   *client.Forwarder
 	incarnation uint64
 	epoch       time.Time // zero of now
+	readIndex   bool      // every read is confirmed by a majority
 
-	// serving is set once the group leads and the cluster has its identity: what clients may ask before
-	// that is refused with StatusNotReady.
-	serving atomic.Bool
+	// served is set once the cluster is known to have its identity: what clients may ask before that is
+	// refused with StatusNotReady.
+	served atomic.Bool
+	// change holds the only token of whoever changes the membership.
+	change chan struct{}
 
 	readFailures atomic.Uint64
 
+	keeper *keeper
 	expiry expiry
 }
 
-// openShard opens the engine, then the log that drives it, then the batcher in front.
-func openShard(o *Options, id uint32, guard *diskguard.Guard, doors *doors) (s *Shard, err error) {
-	s = &Shard{id: id, log: o.Logger.With("group", id), guard: guard, epoch: time.Now()}
+// shardOptions are what a shard needs beside the node's options.
+type shardOptions struct {
+	id       uint32
+	identity *identity
+	raft     net.Listener // owned by the shard from openShard on, also when it fails
+	roster   *roster
+	guard    *diskguard.Guard
+	doors    *doors
+	// starting is called when the directory belongs to a cluster and before the node takes part in it.
+	starting func() error
+}
+
+// openShard opens the engine, then the log that drives it, which may mean to wait for the other founders,
+// then the batcher in front.
+func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err error) {
+	s = &Shard{
+		id: so.id, log: o.Logger.With("group", so.id), guard: so.guard, epoch: time.Now(), roster: so.roster,
+		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1),
+	}
 	var bits [8]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
 	s.incarnation = binary.LittleEndian.Uint64(bits[:])
 
-	dir := filepath.Join(o.DataDir, "groups", strconv.FormatUint(uint64(id), 10))
+	dir := filepath.Join(o.DataDir, "groups", strconv.FormatUint(uint64(so.id), 10))
 	eo := o.Engine
-	eo.Dir, eo.Group, eo.Logger, eo.Fatal = o.DataDir, id, o.Logger, o.Fatal
+	eo.Dir, eo.Group, eo.Logger, eo.Fatal = o.DataDir, so.id, o.Logger, o.Fatal
 	if s.engine, err = engine.Open(eo); err != nil {
-		return nil, err
+		return nil, errors.Join(err, so.raft.Close())
 	}
 	e := s.engine // s is nil where an error is returned
 	defer func() {
@@ -63,21 +87,61 @@ func openShard(o *Options, id uint32, guard *diskguard.Guard, doors *doors) (s *
 			err = errors.Join(err, e.Close())
 		}
 	}()
+	so.roster.engine = e
 	co := o.Consensus
-	co.Dir, co.Group, co.NodeID, co.Address, co.Logger, co.Fatal = filepath.Join(dir, "log"), id, o.NodeID, o.RaftAdvertise, o.Logger, o.Fatal
+	co.Dir, co.Group, co.NodeID, co.Address, co.Logger, co.Fatal = filepath.Join(dir, "log"), so.id, o.NodeID, so.roster.self.RaftAddress, o.Logger, o.Fatal
 	co.EntryBytesMax = wire.EntryBytesMax
-	if s.group, err = consensus.Open(co, stateMachine{s.engine}); err != nil {
+	co.Listener, co.Incarnation = so.raft, so.roster.self.Incarnation
+	co.Cluster, co.StateLevel, co.Level = e.Identity, e.Level, behaviourLevel
+	co.Record = func(id string) (incarnation [16]byte, removed, ok bool) {
+		m, ok := e.Member(id)
+		return m.Incarnation, m.Removed, ok
+	}
+	co.Card, co.OnCard = encodeCard(&so.roster.self), so.roster.onCard
+	if !so.identity.Served {
+		for _, f := range o.InitialCluster {
+			co.Founders = append(co.Founders, consensus.Member{ID: f.ID, Address: f.Address, Voter: true})
+		}
+		if so.identity.Joined != nil {
+			if co.Joined, err = so.identity.Joined.forLog(); err != nil {
+				return nil, errors.Join(err, so.raft.Close())
+			}
+		}
+	}
+	co.Starting = so.starting
+	if s.group, err = consensus.Open(ctx, co, stateMachine{s.engine}); err != nil {
 		return nil, err
+	}
+	if err := s.reachable(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
+		defer cancel()
+		return nil, errors.Join(err, s.group.Close(ctx))
 	}
 	bo := o.Batcher
 	bo.Proposer, bo.Stamp, bo.Now = proposer{s.group}, s.stamp, s.now
-	bo.Bracket = doors.hold
+	bo.Bracket = so.doors.hold
 	if s.batcher, err = batcher.New(bo); err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
 		defer cancel()
 		return nil, errors.Join(err, s.group.Close(ctx))
 	}
+	s.forwarder = client.NewForwarder(client.ForwarderOptions{Logger: o.Logger, Name: "node " + o.NodeID})
+	s.keeper = newKeeper(s)
 	return s, nil
+}
+
+// reachable refuses a member of a cluster that tells others no address by which they can reach it.
+func (s *Shard) reachable() error {
+	if err := checkMember(&s.roster.self); err != nil && len(s.group.Status().Configuration) > 1 {
+		return fmt.Errorf("cannot take part in a cluster: %w: set --advertise, --http-advertise and --raft-advertise", err)
+	}
+	return nil
+}
+
+// begin starts the shard's loops. refused is told, once, that the cluster has no place for this node.
+func (s *Shard) begin(refused func(error)) {
+	s.keeper.start(refused)
+	s.expiry.start(s)
 }
 
 // now is the monotonic clock on which deadlines of requests are measured, in nanoseconds.
@@ -92,23 +156,124 @@ func (s *Shard) stamp(h *wire.EntryHeader) {
 	h.Time = time.Now().UnixMicro()
 }
 
+// serves reports whether the cluster has its identity, as far as this node has applied.
+func (s *Shard) serves() bool {
+	if s.served.Load() {
+		return true
+	}
+	if _, _, ok := s.engine.Identity(); !ok {
+		return false
+	}
+	s.served.Store(true)
+	return true
+}
+
 // leading reports whether this node leads, has applied everything of earlier terms, and serves.
 func (s *Shard) leading() bool {
 	_, ok := s.group.LeaderTerm()
-	return ok && s.serving.Load()
+	return ok && s.serves()
 }
 
-// readable reports whether a linearizable read may be served from the applied state now. A group of one
-// voter is always its own majority: leading is enough. (More voters need a lease or a read index.)
-func (s *Shard) readable() bool { return s.leading() }
+// readWay is how a linearizable read may be served at a moment.
+type readWay uint8
+
+const (
+	readUndecided readWay = iota
+	readNow               // from the applied state
+	readConfirmed         // likewise, once a majority has confirmed that this node leads
+	readElsewhere         // not here
+)
+
+// howToRead decides for all reads that have arrived before the call. It is called once for a bunch.
+func (s *Shard) howToRead() readWay {
+	switch {
+	case !s.serves():
+		return readElsewhere
+	case !s.readIndex && s.group.Lease():
+		return readNow
+	case s.leading():
+		return readConfirmed
+	}
+	return readElsewhere
+}
+
+// unconfirmed is the refusal for a read for which the leadership was not confirmed.
+func (s *Shard) unconfirmed(err error) *wire.Refusal {
+	switch {
+	case errors.Is(err, consensus.ErrBusy):
+		return busy
+	case errors.Is(err, consensus.ErrClosed):
+		return &wire.Refusal{Status: wire.StatusDraining}
+	case errors.Is(err, consensus.ErrNotLeader):
+		return s.notLeading()
+	}
+	return &wire.Refusal{Status: wire.StatusRetryLater, RetryAfterMs: leaderRetryMs, Text: "no majority of the nodes confirmed in time that this one leads: try again"}
+}
+
+// leaderElsewhere gives the address of another node's binary port that leads as far as is known here, and
+// its term.
+func (s *Shard) leaderElsewhere() (address string, term uint64, ok bool) {
+	id, _, term := s.group.Leader()
+	if id == "" || id == s.roster.self.ID {
+		return "", 0, false
+	}
+	m, ok := s.roster.member(id)
+	return m.Address, term, ok && m.Address != ""
+}
+
+// leaderRetryMs is the pause that is suggested while no leader is known: an election takes longer, but its
+// end should not be missed by much.
+const leaderRetryMs = 50
 
 // notLeading is the refusal for a request that this node cannot serve at present.
 func (s *Shard) notLeading() *wire.Refusal {
-	if !s.serving.Load() {
-		return &wire.Refusal{Status: wire.StatusNotReady, RetryAfterMs: 50}
+	if address, term, ok := s.leaderElsewhere(); ok {
+		return &wire.Refusal{Status: wire.StatusNotLeader, Leader: address, Term: term}
 	}
-	return &wire.Refusal{Status: wire.StatusNoLeader, RetryAfterMs: 50}
+	if !s.serves() {
+		return &wire.Refusal{Status: wire.StatusNotReady, RetryAfterMs: leaderRetryMs}
+	}
+	return &wire.Refusal{Status: wire.StatusNoLeader, RetryAfterMs: leaderRetryMs}
 }
+
+// beginChange waits until nobody else changes the membership: raft takes one change at a time.
+func (s *Shard) beginChange(ctx context.Context) error {
+	select {
+	case s.change <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// tryChange is beginChange without waiting.
+func (s *Shard) tryChange() bool {
+	select {
+	case s.change <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Shard) endChange() { <-s.change }
+
+// handOver gives the leadership to another voter, if there is one, so that clients need not wait for an
+// election when this node stops.
+func (s *Shard) handOver(ctx context.Context) {
+	if _, leads := s.group.LeaderTerm(); !leads || s.group.Status().Voters < 2 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	if err := s.group.Transfer(ctx, ""); err != nil {
+		s.log.Warn("cannot hand the leadership over before stopping: an election will follow", "error", err)
+	}
+}
+
+// handOverTimeout bounds handOver, which takes milliseconds when the other voter is there. Without it an election
+// follows, which takes about two seconds.
+const handOverTimeout = time.Second
 
 // readFailed counts and logs a read that met damage. (One that met a closing engine is no news.)
 func (s *Shard) readFailed(op wire.Opcode, st wire.Status, err error) {
@@ -118,27 +283,6 @@ func (s *Shard) readFailed(op wire.Opcode, st wire.Status, err error) {
 	}
 	s.readFailures.Add(1)
 	s.log.Error("a read met damaged data: the node refuses to answer from it", "operation", op.String(), "error", err)
-}
-
-// begin waits until the group leads and the cluster has an identity, which the first leader commits.
-func (s *Shard) begin(ctx context.Context) error {
-	select {
-	case <-s.group.Ready():
-	case <-ctx.Done():
-		return fmt.Errorf("cannot start group %d: no leader: %w", s.id, ctx.Err())
-	}
-	if _, _, ok := s.engine.Identity(); !ok {
-		in := wire.Init{Level: behaviourLevel}
-		rand.Read(in.ClusterID[:])
-		rand.Read(in.HistoryID[:])
-		r := s.propose(ctx, &wire.Op{Op: wire.OpInit}, wire.AppendInit(nil, &in))
-		if r.Status != wire.StatusOK {
-			return fmt.Errorf("cannot give the new cluster an identity: %s", r.Status)
-		}
-	}
-	s.serving.Store(true)
-	s.expiry.start(s)
-	return nil
 }
 
 // propose puts an operation of the server's own into the log and waits for its outcome.
@@ -158,8 +302,9 @@ func (s *Shard) propose(ctx context.Context, op *wire.Op, payload []byte) wire.R
 // close ends the shard: no more proposals, everything answered, a last checkpoint, then the files.
 func (s *Shard) close(ctx context.Context) error {
 	s.expiry.stop()
+	s.keeper.stop()
 	err := s.batcher.Close(ctx)
-	err = errors.Join(err, s.group.Close(ctx))
+	err = errors.Join(err, s.group.Close(ctx), s.forwarder.Close())
 	return errors.Join(err, s.engine.Close())
 }
 
@@ -193,36 +338,4 @@ func outcome(err error) wire.Status {
 		return wire.StatusNoLeader
 	}
 	return wire.StatusLeadershipLost
-}
-
-// stateMachine lets the group drive the engine.
-type stateMachine struct{ engine *engine.Engine }
-
-// Apply implements consensus.StateMachine.
-func (m stateMachine) Apply(index, term uint64, data []byte) any {
-	return m.engine.Apply(index, term, data)
-}
-
-// ApplyConfiguration implements consensus.StateMachine.
-func (m stateMachine) ApplyConfiguration(index, term uint64, configuration []byte) {
-	m.engine.ApplyConfiguration(index, term, configuration)
-}
-
-// Applied implements consensus.StateMachine.
-func (m stateMachine) Applied() uint64 { return m.engine.Applied().Index }
-
-// Durable implements consensus.StateMachine.
-func (m stateMachine) Durable() (consensus.Durable, bool) {
-	c, ok := m.engine.Durable()
-	return consensus.Durable{Index: c.Index, Term: c.Term, Configuration: c.Configuration, ConfigurationIndex: c.ConfigurationIndex}, ok
-}
-
-// WaitDurable implements consensus.StateMachine.
-func (m stateMachine) WaitDurable(ctx context.Context, index uint64) error {
-	return m.engine.WaitDurable(ctx, index)
-}
-
-// Witness implements consensus.StateMachine.
-func (m stateMachine) Witness(ctx context.Context, d consensus.Durable) error {
-	return m.engine.Witness(ctx, d.Index, d.Term, d.Configuration, d.ConfigurationIndex)
 }

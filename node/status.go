@@ -1,11 +1,15 @@
 package node
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"os"
+	"slices"
 	"strconv"
 	"time"
+
+	"kvstore/consensus"
 )
 
 // statusDocument is what STATUS and GET /api/v1/admin/status answer. Revisions are decimal strings, as
@@ -21,6 +25,7 @@ type statusDocument struct {
 	DataDir       string         `json:"data_dir"`
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Ready         bool           `json:"ready"`
+	Stopping      bool           `json:"stopping"`
 	IsLeader      bool           `json:"is_leader"`
 	LeaderID      string         `json:"leader_id"`
 	Term          uint64         `json:"term"`
@@ -34,7 +39,7 @@ type statusDocument struct {
 	Lease         leaseStatus    `json:"lease"`
 	Nodes         []nodeStatus   `json:"nodes"`
 	CurrentConfig []memberStatus `json:"current_config"`
-	PendingConfig *struct{}      `json:"pending_config"`
+	PendingConfig *pendingStatus `json:"pending_config"`
 	Durability    string         `json:"durability"`
 	ReadMode      string         `json:"read_mode"`
 	Level         uint16         `json:"behaviour_level"`
@@ -49,15 +54,26 @@ type leaseStatus struct {
 	Mode string `json:"mode"`
 }
 
+// pendingStatus is a configuration that is not committed yet.
+type pendingStatus struct {
+	Members []memberStatus `json:"members"`
+}
+
+// nodeStatus is what this node knows of one node of the cluster, itself included.
 type nodeStatus struct {
-	ID           string `json:"id"`
-	Role         string `json:"role"`
+	ID string `json:"id"`
+	// Role is leader, follower or learner.
+	Role string `json:"role"`
+	// State is ok, starting, stopping, or unreachable.
 	State        string `json:"state"`
 	RaftAddress  string `json:"raft_address"`
 	Address      string `json:"address"`
 	AppliedIndex uint64 `json:"applied_index"`
-	Lag          uint64 `json:"lag"`
-	Version      string `json:"version"`
+	// Lag is how many entries of the log it has applied less than the most advanced node that answered.
+	Lag     uint64 `json:"lag"`
+	Version string `json:"version"`
+	// Pid is that of its process, 0 while it does not answer.
+	Pid int `json:"pid"`
 }
 
 type memberStatus struct {
@@ -71,8 +87,28 @@ type diskStatus struct {
 	FreeBytes uint64 `json:"free_bytes"`
 }
 
-// statusJSON describes the node as it is now.
-func (s *Service) statusJSON() []byte {
+// States of a node beside those of a member.
+const (
+	stateStarting = "starting"
+	stateStopping = "stopping"
+)
+
+// statusJSON describes the node as it is now and, unless local is set, the cluster as far as the other nodes
+// have answered.
+func (s *Service) statusJSON(local bool) []byte {
+	d := s.status()
+	if !local {
+		s.addPeers(d, s.board.answers())
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		panic("BUG: cannot encode the status: " + err.Error())
+	}
+	return b
+}
+
+// status describes the node itself.
+func (s *Service) status() *statusDocument {
 	e, raft := s.shard.engine, s.shard.group.Status()
 	cluster, history, _ := e.Identity()
 	// Index, digest and revision of one state: under load the state moves between the two readings.
@@ -90,41 +126,88 @@ func (s *Service) statusJSON() []byte {
 	if err != nil {
 		s.shard.log.Debug("no statistics", "error", err) // the engine is closing: zeros are shown
 	}
-	leading := s.shard.leading()
-	d := statusDocument{
+	leader, _, term := s.shard.group.Leader()
+	d := &statusDocument{
 		ClusterID: hex.EncodeToString(cluster[:]), HistoryID: hex.EncodeToString(history[:]),
 		NodeID: s.info.NodeID, Incarnation: s.info.Incarnation,
 		Version: s.info.Version, Commit: s.info.Commit, Pid: os.Getpid(), DataDir: s.info.DataDir,
-		UptimeSeconds: time.Since(s.info.StartedAt).Seconds(), Ready: leading && !s.draining.Load(),
-		IsLeader: leading, LeaderID: raft.LeaderID, Term: raft.Term,
+		UptimeSeconds: time.Since(s.info.StartedAt).Seconds(), Ready: s.readiness() == nil, Stopping: s.draining.Load(),
+		IsLeader: s.shard.leading(), LeaderID: leader, Term: term,
 		CommitIndex: raft.CommitIndex, AppliedIndex: digestIndex, DurableIndex: durable.Index,
 		FirstIndex: raft.FirstIndex, LastIndex: raft.LastIndex,
 		Revision:    strconv.FormatUint(applied.Revision, 10),
 		StateDigest: hex.EncodeToString(digest[:]),
-		Lease:       leaseStatus{Held: leading, Mode: s.info.ReadMode},
+		Lease:       leaseStatus{Held: s.shard.serves() && s.shard.group.Lease(), Mode: s.info.ReadMode},
 		Durability:  "fsync", ReadMode: s.info.ReadMode,
 		Level: e.Level(), Records: stats.Records, Bytes: stats.RecordBytes, Sessions: stats.Sessions,
 		Nodes: []nodeStatus{}, CurrentConfig: []memberStatus{}, // arrays even where nothing is known
 		Disk: diskStatus{State: s.shard.guard.State().String(), FreeBytes: s.shard.guard.Free()},
 	}
-	for _, m := range raft.Configuration {
-		role := "voter"
-		if !m.Voter {
-			role = "learner"
+	for _, m := range byID(raft.Configuration) {
+		d.CurrentConfig = append(d.CurrentConfig, memberStatus{NodeID: m.ID, Address: m.Address, Role: roleOf(m.Voter)})
+		if m.ID == d.NodeID {
+			d.Nodes = append(d.Nodes, nodeStatus{
+				ID: m.ID, Role: d.roleOfNode(m), State: d.state(), RaftAddress: m.Address,
+				Address: s.info.Advertise, AppliedIndex: digestIndex, Version: s.info.Version, Pid: d.Pid,
+			})
 		}
-		d.CurrentConfig = append(d.CurrentConfig, memberStatus{NodeID: m.ID, Address: m.Address, Role: role})
-		n := nodeStatus{ID: m.ID, Role: "follower", State: "unknown", RaftAddress: m.Address}
-		if m.ID == s.info.NodeID {
-			n.Address, n.AppliedIndex, n.Version, n.State = s.info.Advertise, digestIndex, s.info.Version, "ok"
+	}
+	if raft.Pending != nil {
+		d.PendingConfig = &pendingStatus{pendingMembers(raft.Pending)}
+	}
+	return d
+}
+
+// byID gives members in the order of their ids.
+func byID(all []consensus.Member) []consensus.Member {
+	return slices.SortedFunc(slices.Values(all), func(a, b consensus.Member) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// roleOfNode gives a node's role in the status.
+func (d *statusDocument) roleOfNode(m consensus.Member) string {
+	switch {
+	case m.ID == d.LeaderID:
+		return "leader"
+	case !m.Voter:
+		return "learner"
+	}
+	return "follower"
+}
+
+// state gives the state of the node that d describes.
+func (d *statusDocument) state() string {
+	switch {
+	case d.Stopping:
+		return stateStopping
+	case !d.Ready:
+		return stateStarting
+	}
+	return stateOK
+}
+
+// addPeers makes d's nodes those of the whole configuration.
+func (s *Service) addPeers(d *statusDocument, answers map[string]*statusDocument) {
+	own := d.Nodes
+	d.Nodes = []nodeStatus{}
+	for _, m := range byID(s.shard.group.Status().Configuration) {
+		if m.ID == d.NodeID {
+			d.Nodes = append(d.Nodes, own...)
+			continue
 		}
-		if m.ID == raft.LeaderID {
-			n.Role = "leader"
+		known, _ := s.shard.roster.member(m.ID)
+		n := nodeStatus{ID: m.ID, Role: d.roleOfNode(m), State: stateUnreachable, RaftAddress: m.Address, Address: known.Address, Version: known.Version}
+		if a := answers[m.ID]; a != nil {
+			n.State, n.AppliedIndex, n.Version, n.Pid = a.state(), a.AppliedIndex, a.Version, a.Pid
 		}
 		d.Nodes = append(d.Nodes, n)
 	}
-	b, err := json.Marshal(d)
-	if err != nil {
-		panic("BUG: cannot encode the status: " + err.Error())
+	var most uint64
+	for i := range d.Nodes {
+		most = max(most, d.Nodes[i].AppliedIndex)
 	}
-	return b
+	for i := range d.Nodes {
+		if n := &d.Nodes[i]; n.State != stateUnreachable {
+			n.Lag = most - n.AppliedIndex
+		}
+	}
 }

@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"time"
 
 	"kvstore/node"
 )
 
-// banner tells a newcomer where everything is and what to type next.
-func banner(w io.Writer, a node.Addresses, c *settings, took time.Duration) {
+// banner tells a newcomer where everything is, who leads, and what to type next.
+func banner(w io.Writer, a node.Addresses, members []string, leader string, c *settings, took time.Duration) {
 	state := "found"
 	if a.Fresh {
 		state = "new"
@@ -22,11 +23,19 @@ func banner(w io.Writer, a node.Addresses, c *settings, took time.Duration) {
 	if a.Native != defaultListen {
 		kvctl += " --endpoints " + a.Native
 	}
-	fmt.Fprintf(w, "KVStore %s (%s, %s/%s, commit %s)          node %s, a cluster of one\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit, c.nodeID)
+	cluster, reads := "a cluster of one", "linearizable"
+	if len(members) > 1 {
+		reads += ", by " + c.readMode
+		cluster = "of " + strings.Join(members, ", ")
+	}
+	fmt.Fprintf(w, "KVStore %s (%s, %s/%s, commit %s)          node %s, %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit, c.nodeID, cluster)
 	fmt.Fprintf(w, "  native     %-22s binary protocol, fastest\n", a.Native)
 	fmt.Fprintf(w, "  rest       http://%s/api/v1/keys/{key}\n", a.HTTP)
 	fmt.Fprintf(w, "  metrics    http://%s/metrics   /livez  /readyz?verbose  /debug/pprof\n", a.Metrics)
-	fmt.Fprintf(w, "  data       %s (%s)     durability: fsync per group commit     reads: linearizable\n", c.dataDir, state)
+	if len(members) > 1 {
+		fmt.Fprintf(w, "  cluster    leader %s; other nodes reach this one at %s\n", leader, a.Raft)
+	}
+	fmt.Fprintf(w, "  data       %s (%s)     durability: fsync per group commit     reads: %s\n", c.dataDir, state, reads)
 	if c.insecure {
 		fmt.Fprintf(w, "  WARNING    --insecure: no TLS, no users. Whoever reaches these ports may read and write everything.\n")
 	} else {

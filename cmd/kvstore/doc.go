@@ -3,6 +3,8 @@
 //
 // What it does. `kvstore [server]` starts a node; every option exists as flag, as KVSTORE_… environment
 // variable and as key of the --config file. `kvstore --check-config` checks all of that and exits 0 or 1.
+// cluster.sh, behind `make cluster`, runs three of it on one machine. It exits 2 for faults of the configuration
+// and 1 for a directory that is refused, with the way back in the text.
 //
 // What it assumes. The data directory is on a local disk whose fsync tells the truth.
 //

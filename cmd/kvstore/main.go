@@ -71,8 +71,8 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	slog.SetDefault(log)
 
-	if c.initialCluster != "" && c.hasCluster() {
-		log.Warn("initial-cluster is ignored: the data directory has a cluster already", "data_dir", c.dataDir)
+	for _, name := range c.ignored {
+		log.Warn("the option is ignored: the data directory has a cluster already", "option", name, "data_dir", c.dataDir)
 	}
 
 	// Signals first: one that arrives while the node starts must stop it too.
@@ -83,6 +83,14 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	began := time.Now()
 	o := c.options()
 	o.Logger, o.Version, o.Commit = log, version, commit
+	o.Fatal = func(err error) {
+		fmt.Fprintf(stderr, "kvstore: stopping, the node may not go on: %v\n", err)
+		os.Exit(exitFailed)
+	}
+	if len(o.InitialCluster) > 1 || len(o.Join) != 0 {
+		// These wait for others: whoever started them wants to see for whom.
+		o.Progress = func(text string) { fmt.Fprintf(stdout, "node %s: %s\n", c.nodeID, text) }
+	}
 	started := make(chan error, 1)
 	var n *node.Node
 	go func() { // ends when Open returns
@@ -105,8 +113,7 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 		return exitFailed
 	}
 	if ctx.Err() == nil { // no signal came while starting
-		banner(stdout, n.Addresses(), &c, time.Since(began))
-		sig := <-signals
+		sig := serve(n, &c, signals, stdout, began)
 		fmt.Fprintf(stderr, "kvstore: %s: draining (a second signal stops at once)\n", sig)
 		go stopAtOnce(signals, stderr) // ends with the process
 	}
@@ -117,6 +124,17 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 		return exitFailed
 	}
 	return exitOK
+}
+
+// serve prints the banner as soon as the node serves and waits for a signal.
+func serve(n *node.Node, c *settings, signals <-chan os.Signal, stdout io.Writer, began time.Time) os.Signal {
+	select {
+	case <-n.Ready():
+		banner(stdout, n.Addresses(), n.Members(), n.Leader(), c, time.Since(began))
+		return <-signals
+	case sig := <-signals:
+		return sig
+	}
 }
 
 // stopAtOnce ends the process at the next signal. Nothing that was acknowledged is lost by that.

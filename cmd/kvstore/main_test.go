@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,10 +45,23 @@ func TestRun_WithoutServing_ExitCodesAndWords(t *testing.T) {
 		"out of bounds":          {[]string{"--batch-inflight", "0"}, nil, exitUsage, "outside 1 to 32"},
 		"election too short":     {[]string{"--election-timeout", "100ms"}, nil, exitUsage, "below heartbeat-timeout"},
 		"floor too low":          {[]string{"--disk-floor", "64MiB", "--memtable-size", "4MiB"}, nil, exitUsage, "below 192MiB"},
-		"another cluster":        {[]string{"--initial-cluster", "a=b:1,c=d:2"}, nil, exitUsage, "clusters of one"},
-		"join":                   {[]string{"--join", "127.0.0.1:7003"}, nil, exitUsage, "clusters of one"},
+		"cluster of others":      {[]string{"--initial-cluster", "a=b:1,c=d:2"}, nil, exitUsage, "does not contain this node as node-1=127.0.0.1:7000"},
+		"cluster, other port":    {[]string{"--initial-cluster", "node-1=127.0.0.1:7010,node-2=127.0.0.1:7000"}, nil, exitUsage, "does not contain this node"},
+		"cluster, no address":    {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,node-2"}, nil, exitUsage, `"node-2" is not NAME=HOST:PORT`},
+		"cluster, empty part":    {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,"}, nil, exitUsage, `"" is not NAME=HOST:PORT`},
+		"cluster, no port":       {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,node-2=127.0.0.1"}, nil, exitUsage, "not HOST:PORT"},
+		"cluster, port 0":        {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,node-2=127.0.0.1:0"}, nil, exitUsage, "no port from 1"},
+		"cluster, name twice":    {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,node-1=127.0.0.1:7010"}, nil, exitUsage, "node node-1 stands twice"},
+		"cluster, address twice": {[]string{"--initial-cluster", "node-1=127.0.0.1:7000,node-2=127.0.0.1:7000"}, nil, exitUsage, "address 127.0.0.1:7000 stands twice"},
+		"cluster of ten":         {[]string{"--initial-cluster", tenNodes()}, nil, exitUsage, "at most 9"},
+		"cluster and join":       {[]string{"--initial-cluster", "node-1=127.0.0.1:7000", "--join", "127.0.0.1:7003"}, nil, exitUsage, "both given"},
+		"join, no address":       {[]string{"--join", "127.0.0.1"}, nil, exitUsage, "join: \"127.0.0.1\" is not HOST:PORT"},
+		"join from everywhere":   {[]string{"--join", "10.0.0.1:7003", "--insecure", "--listen", "0.0.0.0:7001"}, nil, exitUsage, "advertise is needed"},
+		"lease too long":         {[]string{"--lease-duration", "599ms"}, nil, exitUsage, "nine tenths"},
 		"check, good":            {[]string{"--check-config", "--data-dir", dir}, nil, exitOK, "the configuration is good"},
 		"check, own cluster":     {[]string{"--check-config", "--data-dir", dir, "--initial-cluster", "node-1=127.0.0.1:7000"}, nil, exitOK, "good"},
+		"check, three nodes":     {[]string{"--check-config", "--data-dir", dir, "--initial-cluster", "node-1=127.0.0.1:7000,node-2=127.0.0.1:7010,n.3=kv-3.example:7000"}, nil, exitOK, "good"},
+		"check, join":            {[]string{"--check-config", "--data-dir", dir, "--join", "127.0.0.1:7003,kv-2.example:7003"}, nil, exitOK, "good"},
 		"check, bad file":        {[]string{"--check-config", "--config", file}, nil, exitFailed, file + ":2: unknown key \"lisen\"; did you mean listen?"},
 		"check, not a directory": {[]string{"--check-config", "--data-dir", filepath.Join(blocked, "x")}, nil, exitFailed, "data-dir"},
 	} {
@@ -61,6 +76,14 @@ func TestRun_WithoutServing_ExitCodesAndWords(t *testing.T) {
 	}
 }
 
+func tenNodes() string {
+	var list []string
+	for i := range 10 {
+		list = append(list, fmt.Sprintf("node-%d=127.0.0.1:70%d0", i+1, i))
+	}
+	return strings.Join(list, ",")
+}
+
 // Every default passes through the parts' own validation; a default out of a part's bounds would only
 // show when a node starts.
 func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
@@ -72,7 +95,7 @@ func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := c.options()
-	o.DataDir, o.Listen, o.HTTPListen, o.MetricsListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	o.DataDir, o.Listen, o.HTTPListen, o.MetricsListen, o.RaftListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	o.Consensus.SegmentBytes, o.Disk.BallastBytes = 1<<20, -1
 	n, err := node.Open(t.Context(), o)
 	if err != nil {
@@ -83,16 +106,51 @@ func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
 	}
 }
 
+// Once a directory has a cluster, the options by which it came to one mean nothing, however wrong; another
+// node can't use it.
+func TestRun_DirectoryWithACluster_IgnoresHowItWasFoundedAndRefusesOthers(t *testing.T) {
+	dir := t.TempDir()
+	small := []string{"--data-dir", dir, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--raft-listen", "127.0.0.1:0", "--log-segment-size", "1MiB", "--disk-ballast", "0"}
+	var c settings
+	if _, err := c.declare().Load(small, noEnv, nil); err != nil {
+		t.Fatal(err)
+	}
+	n, err := node.Open(t.Context(), c.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range []string{"initial-cluster", "join"} {
+		c = settings{}
+		if _, err := c.declare().Load(append(small, "--"+option, "not=a=list"), noEnv, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.check(); err != nil || !slices.Equal(c.ignored, []string{option}) {
+			t.Errorf("%s: %v, ignored %v", option, err, c.ignored)
+		}
+		if o := c.options(); len(o.InitialCluster)+len(o.Join) != 0 {
+			t.Errorf("%s reached the node", option)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	if code := run(append(small, "--node-id", "node-9"), noEnv, &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "--node-id node-1") {
+		t.Errorf("as another node: exit %d: %s", code, stderr.String())
+	}
+}
+
 func TestBanner_NamesEveryAddressAndTheNextCommands(t *testing.T) {
 	var c settings
 	if _, err := c.declare().Load(nil, noEnv, nil); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	banner(&b, node.Addresses{Native: "127.0.0.1:9001", HTTP: "127.0.0.1:9003", Metrics: "127.0.0.1:9112", Fresh: true}, &c, 123*time.Millisecond)
+	banner(&b, node.Addresses{Native: "127.0.0.1:9001", HTTP: "127.0.0.1:9003", Metrics: "127.0.0.1:9112", Raft: "127.0.0.1:9000", Fresh: true}, []string{"node-1", "node-2"}, "node-2", &c, 123*time.Millisecond)
 	for _, want := range []string{
 		"127.0.0.1:9001", "http://127.0.0.1:9003/api/v1/keys/", "http://127.0.0.1:9112/metrics", "(new)", "fsync per group commit",
 		"kvctl --endpoints 127.0.0.1:9001 put hello world", "kvbench quick --endpoints 127.0.0.1:9001", "ready in 123ms", "loopback only",
+		"node node-1, of node-1, node-2", "leader node-2", "127.0.0.1:9000", "linearizable, by lease",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the banner does not say %q:\n%s", want, b.String())
@@ -100,8 +158,8 @@ func TestBanner_NamesEveryAddressAndTheNextCommands(t *testing.T) {
 	}
 	c.insecure = true
 	b.Reset()
-	banner(&b, node.Addresses{Native: defaultListen}, &c, 0)
-	if !strings.Contains(b.String(), "WARNING") || strings.Contains(b.String(), "--endpoints") {
+	banner(&b, node.Addresses{Native: defaultListen}, []string{"node-1"}, "node-1", &c, 0)
+	if !strings.Contains(b.String(), "WARNING") || !strings.Contains(b.String(), "a cluster of one") || strings.Contains(b.String(), "--endpoints") {
 		t.Errorf("insecure banner:\n%s", b.String())
 	}
 }

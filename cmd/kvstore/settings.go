@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"kvstore/internal/config"
@@ -21,13 +22,19 @@ type settings struct {
 	initialCluster, join                                        string
 	insecure, checkConfig, version                              bool
 	readMode, logLevel                                          string
-	heartbeat, election, checkpointInterval, snapshotInterval   time.Duration
+	heartbeat, election, lease                                  time.Duration
+	checkpointInterval, snapshotInterval                        time.Duration
 	startTimeout, drainTimeout, writeStall, proposalTimeout     time.Duration
 	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
 	snapshotThreshold, trailingLogs, loops, readWorkers         int
 	maxConns, inFlight, batchOps, memtables, compactors         int
 	segment, batchBytes, memtable, cache, checkpointBytes       int64
 	diskFloor, ballast, queueBytes, readQueueBytes, historySize int64
+	logKeep, logCache                                           int64
+
+	// ignored names the options that say nothing because the data directory belongs to a cluster already.
+	// Set by check.
+	ignored []string
 }
 
 const head = `kvstore starts a node of KVStore, a durable, replicated, linearizable key-value store.
@@ -35,6 +42,12 @@ const head = `kvstore starts a node of KVStore, a durable, replicated, lineariza
 Examples:
   kvstore                                  one durable node on loopback, data in ./kvstore-data
   kvstore --data-dir /data --config /etc/kvstore/kvstore.yaml
+  kvstore --node-id node-1 --raft-listen 10.0.0.1:7000 … --insecure \
+          --initial-cluster node-1=10.0.0.1:7000,node-2=10.0.0.2:7000,node-3=10.0.0.3:7000
+                                           one of three nodes of a new cluster; the same list on each, started
+                                           in any order (make cluster does all of it on this machine)
+  kvstore --node-id node-4 … --join 10.0.0.1:7003,10.0.0.2:7003
+                                           a further node of a running cluster
   kvstore --check-config --config kvstore.yaml
 
 Options:`
@@ -50,14 +63,14 @@ func (c *settings) declare() *config.Set {
 	s.Choice(&c.logLevel, "log-level", "warn", []string{"debug", "info", "warn", "error"}, "least severe log line that is written")
 	s.Duration(&c.drainTimeout, "drain-timeout", 20*time.Second, time.Second, 10*time.Minute, "longest graceful stop")
 
-	s.Duration(&c.startTimeout, "start-timeout", 5*time.Minute, time.Second, 24*time.Hour, "longest wait for the log to be replayed and the group to lead")
+	s.Duration(&c.startTimeout, "start-timeout", 5*time.Minute, time.Second, 24*time.Hour, "longest wait for the other founders, or for a member that takes this node in")
 	s.FlagOnly("check-config", "version")
 
 	s.Section("Addresses")
 	s.String(&c.listen, "listen", defaultListen, "binary protocol")
 	s.String(&c.httpListen, "http-listen", "127.0.0.1:7003", "REST")
 	s.String(&c.metricsListen, "metrics-listen", "127.0.0.1:2112", "/metrics, /livez, /readyz, /debug/pprof")
-	s.String(&c.raftListen, "raft-listen", "127.0.0.1:7000", "between nodes; recorded in the cluster, nothing listens in a cluster of one")
+	s.String(&c.raftListen, "raft-listen", "127.0.0.1:7000", "between nodes")
 	s.String(&c.grpcListen, "grpc-listen", "127.0.0.1:7002", "gRPC; reserved, nothing listens in this version")
 	s.String(&c.advertise, "advertise", "", "address that others use for --listen, where it differs")
 	s.String(&c.httpAdvertise, "http-advertise", "", "the same for --http-listen")
@@ -65,17 +78,20 @@ func (c *settings) declare() *config.Set {
 	s.String(&c.grpcAdvertise, "grpc-advertise", "", "the same for --grpc-listen")
 
 	s.Section("Cluster")
-	s.String(&c.initialCluster, "initial-cluster", "", "node-1=HOST:RAFTPORT,…: first start of a new cluster; this version runs clusters of one and refuses other lists")
-	s.String(&c.join, "join", "", "HOST:HTTPPORT,… of running members; not served by this version")
-	s.Choice(&c.readMode, "read-mode", "lease", []string{"lease", "readindex"}, "how linearizable reads are served; alike in a cluster of one")
-	s.Duration(&c.heartbeat, "heartbeat-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "silence of the leader after which an election begins")
+	s.String(&c.initialCluster, "initial-cluster", "", "NAME=HOST:RAFTPORT,…: all nodes of a new cluster, this one included, the same list on each; ignored once the data directory has a cluster")
+	s.String(&c.join, "join", "", "HOST:HTTPPORT,… of running members: ask them to take this node in, as a learner that votes once it has caught up; ignored once the data directory has a cluster")
+	s.Choice(&c.readMode, "read-mode", "lease", []string{"lease", "readindex"}, "how linearizable reads are served: by the leader alone while it holds its lease, or each bunch confirmed by a majority, which trusts no clock")
+	s.Duration(&c.heartbeat, "heartbeat-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "silence of the leader after which an election begins; the same on all nodes")
 	s.Duration(&c.election, "election-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "length of one election; at least heartbeat-timeout")
+	s.Duration(&c.lease, "lease-duration", 0, 0, time.Minute, "how long after it was sent a heartbeat that a majority answered lets the leader serve reads; at most 9/10 of heartbeat-timeout, and what is between them must cover how differently two clocks run; 0: 5/6 of heartbeat-timeout")
 
 	s.Section("Log and group commit")
 	s.Bytes(&c.segment, "log-segment-size", 512<<20, 1<<20, 1<<30, "size of one log file")
 	s.Int(&c.snapshotThreshold, "snapshot-threshold", 2048, 16, 1<<30, "entries between two compactions of the log")
 	s.Duration(&c.snapshotInterval, "snapshot-interval", 15*time.Second, 100*time.Millisecond, time.Hour, "how often a compaction is considered")
 	s.Int(&c.trailingLogs, "trailing-logs", 128, 1, 1<<30, "entries kept in the log behind a compaction")
+	s.Bytes(&c.logKeep, "log-keep-size", 256<<20, 0, 1<<40, "bytes of the log kept behind a compaction, besides trailing-logs, so that a node that was away is brought up without a copy of the whole state; 0: none")
+	s.Bytes(&c.logCache, "log-cache-size", 32<<20, 0, 1<<40, "newest entries of the log kept in memory for the other nodes; 0: none")
 	s.Duration(&c.writeStall, "write-stall-timeout", 5*time.Second, 100*time.Millisecond, 10*time.Minute, "a write to the log that takes longer ends the node: its disk hangs")
 	s.Duration(&c.proposalTimeout, "proposal-timeout", 10*time.Second, 100*time.Millisecond, 10*time.Minute, "when a write without an answer from the log is reported as unknown")
 	s.Bytes(&c.batchBytes, "batch-size", 256<<10, 1<<10, 1<<20, "size at which an entry of the log is closed; entries grow with load up to it")
@@ -112,20 +128,18 @@ const compactorsLeast = 3
 // check finds faults that a single option does not show.
 func (c *settings) check() error {
 	var errs []error
+	if c.lease > c.heartbeat/10*9 {
+		errs = append(errs, fmt.Errorf("lease-duration %s is above nine tenths of heartbeat-timeout %s: clocks that run differently could let two nodes answer reads", c.lease, c.heartbeat))
+	}
 	if c.election < c.heartbeat {
 		errs = append(errs, fmt.Errorf("election-timeout %s is below heartbeat-timeout %s", c.election, c.heartbeat))
 	}
-	if own := c.nodeID + "=" + c.raftAddress(); c.initialCluster != "" && c.initialCluster != own && !c.hasCluster() {
-		errs = append(errs, fmt.Errorf("initial-cluster: this version runs clusters of one node; leave the option out, or give %s", own))
-	}
+	errs = append(errs, c.checkCluster())
 	if least := c.diskFloorLeast(); c.diskFloor != 0 && c.diskFloor < least {
 		errs = append(errs, fmt.Errorf("disk-floor %s is below %s (128MiB + 16 x memtable-size): a compaction writes its output before it frees its input, and a full disk kills the node", config.FormatBytes(c.diskFloor), config.FormatBytes(least)))
 	}
 	if c.compactors != 0 && c.compactors < compactorsLeast {
 		errs = append(errs, fmt.Errorf("compactors %d is below %d: only the third worker compacts the last level, without which deleted keys keep their space", c.compactors, compactorsLeast))
-	}
-	if c.join != "" {
-		errs = append(errs, errors.New("join: this version runs clusters of one node; leave the option out"))
 	}
 	if c.checkConfig {
 		errs = append(errs, checkWritable(c.dataDir))
@@ -135,26 +149,38 @@ func (c *settings) check() error {
 	return errors.Join(errs...)
 }
 
+// checkCluster finds faults of the options by which a node comes to its cluster, as far as the list of nodes
+// and the list of addresses can be read; what they must be, the node's options check.
+func (c *settings) checkCluster() error {
+	if c.initialCluster != "" && c.join != "" {
+		return errors.New("initial-cluster and join are both given: a node founds a new cluster or joins a running one")
+	}
+	has, err := node.HasCluster(c.dataDir)
+	if err != nil {
+		return nil // whoever opens the directory meets this too, and says what to do
+	}
+	if has {
+		for _, o := range []struct{ name, value string }{{"initial-cluster", c.initialCluster}, {"join", c.join}} {
+			if o.value != "" {
+				c.ignored = append(c.ignored, o.name)
+			}
+		}
+		c.initialCluster, c.join = "", ""
+	}
+	if c.initialCluster == "" {
+		return nil
+	}
+	if _, err := node.ParseInitialCluster(c.initialCluster); err != nil {
+		return fmt.Errorf("initial-cluster: %w", err)
+	}
+	return nil
+}
+
 // diskFloorLeast is the smallest free space at which writes may still be taken: what has been accepted
 // must be flushed, and the largest compaction be written, without filling the disk, since Badger maps its
 // files and dies of SIGBUS where a page has no block. Measured with memtables of 4 MiB: 64 MiB were too
 // few, 128 MiB held.
 func (c *settings) diskFloorLeast() int64 { return 128<<20 + 16*c.memtable }
-
-// hasCluster reports whether the data directory belongs to a cluster already: --initial-cluster says
-// nothing then.
-func (c *settings) hasCluster() bool {
-	_, err := os.Stat(filepath.Join(c.dataDir, "identity"))
-	return err == nil
-}
-
-// raftAddress is the address by which the cluster knows this node.
-func (c *settings) raftAddress() string {
-	if c.raftAdvertise != "" {
-		return c.raftAdvertise
-	}
-	return c.raftListen
-}
 
 // checkWritable reports whether the data directory could be used: it, or its nearest existing parent,
 // takes a new file.
@@ -187,6 +213,13 @@ func (c *settings) options() node.Options {
 		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
 		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
 	}
+	if c.initialCluster != "" {
+		// A list that can't be read was found by check.
+		o.InitialCluster, _ = node.ParseInitialCluster(c.initialCluster)
+	}
+	if c.join != "" {
+		o.Join = strings.Split(c.join, ",")
+	}
 	o.Service.ReadWorkers, o.Service.ReadQueueBytes = c.readWorkers, int(c.readQueueBytes)
 
 	b := &o.Batcher
@@ -196,6 +229,7 @@ func (c *settings) options() node.Options {
 	r.HeartbeatTimeout, r.ElectionTimeout, r.SegmentBytes = c.heartbeat, c.election, int(c.segment)
 	r.SnapshotThreshold, r.SnapshotInterval, r.TrailingLogs = uint64(c.snapshotThreshold), c.snapshotInterval, uint64(c.trailingLogs)
 	r.WriteStallTimeout, r.ProposalTimeout = c.writeStall, c.proposalTimeout
+	r.LeaseDuration, r.LogKeepBytes, r.LogCacheBytes = c.lease, orNone(c.logKeep), orNone(c.logCache)
 
 	e := &o.Engine
 	e.MemtableBytes, e.NumMemtables, e.NumCompactors = c.memtable, c.memtables, c.compactors

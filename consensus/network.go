@@ -1,0 +1,201 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"kvstore/consensus/peer"
+)
+
+// networkTransport is the transport between nodes, with what only a group needs. Embedding keeps
+// RequestPreVote visible, for which raft looks.
+type networkTransport struct {
+	*peer.Transport
+	g *Group
+}
+
+var _ transport = networkTransport{}
+
+// openTransport starts the transport. fresh says that this node never took part in a group before.
+func (g *Group) openTransport(fresh bool) (transport, error) {
+	if g.o.Listener == nil {
+		return newSoloTransport(raft.ServerID(g.o.NodeID), raft.ServerAddress(g.o.Address)), nil
+	}
+	o := peer.Options{
+		Listener: g.o.Listener, Address: raft.ServerAddress(g.o.Address), NodeID: g.o.NodeID,
+		Incarnation: g.o.Incarnation, Group: g.o.Group, Dir: g.o.Dir, Logger: g.log, Clock: g.o.clock,
+		HeartbeatTimeout: g.o.HeartbeatTimeout, Timeout: g.o.rpcTimeout,
+		Cluster: g.o.Cluster, Record: g.o.Record, Level: g.o.Level, StateLevel: g.o.StateLevel,
+		Card: g.o.Card, OnCard: g.o.OnCard,
+		OnAck: func(a peer.Ack) {
+			g.onAck(ack{peer: a.Peer, term: a.Term, sentAt: a.SentAt, match: a.Match})
+		},
+		OnTimeoutNow: g.revokeLease,
+		MayCampaign:  g.mayCampaign,
+		HoldVotes:    g.o.HeartbeatTimeout,
+		Receive: func(ctx context.Context, req *raft.InstallSnapshotRequest, stream io.Reader) (peer.Prepared, error) {
+			descriptor, discard, err := g.snapshots.receive(ctx, req, stream)
+			return peer.Prepared{Descriptor: descriptor, Discard: discard}, err
+		},
+	}
+	if fresh {
+		o.HoldVotes = 0 // a node that never heard a leader has promised nothing
+	}
+	t, err := peer.New(o)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the transport: %w", err)
+	}
+	return networkTransport{t, g}, nil
+}
+
+// Pauses between attempts to reach a member.
+const (
+	retryPauseMin = 10 * time.Millisecond
+	retryPauseMax = 100 * time.Millisecond
+)
+
+// AppendEntries implements raft.Transport. While the member cannot be reached, the call goes on trying
+// instead of failing: raft waits twice as long after each failure, up to 10 seconds, whatever happens
+// meanwhile, and would leave a node that has come back alone for as long. It fails as soon as raft would
+// not want it any more. Heartbeats have a rhythm of their own.
+func (t networkTransport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	err := t.Transport.AppendEntries(id, address, args, resp)
+	if err == nil || len(args.Entries) == 0 && args.PrevLogEntry == 0 {
+		return err
+	}
+	for pause := retryPauseMin; err != nil && t.g.wants(id, address, args.Term); pause = min(2*pause, retryPauseMax) {
+		select {
+		case <-time.After(pause):
+		case <-t.g.running.Done():
+			return err
+		}
+		err = t.Transport.AppendEntries(id, address, args, resp)
+	}
+	return err
+}
+
+// wants tells whether this node leads term and has a member id at address.
+func (g *Group) wants(id raft.ServerID, address raft.ServerAddress, term uint64) bool {
+	<-g.started
+	return g.leads(term) && slices.ContainsFunc(g.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool {
+		return s.ID == id && s.Address == address
+	})
+}
+
+// campaign implements transport.
+func (t networkTransport) campaign() error { return t.Campaign() }
+
+// start implements transport.
+func (t networkTransport) start(n node) { t.Bind(n) }
+
+// join implements transport.
+func (t networkTransport) join(j *Joined) error {
+	bound := make([]peer.Bound, len(j.Peers))
+	for i, p := range j.Peers {
+		bound[i] = peer.Bound{ID: p.ID, Address: p.Address, Incarnation: p.Incarnation}
+	}
+	return t.SetJoined(j.Cluster, j.History, bound)
+}
+
+// found implements transport.
+func (t networkTransport) found(ctx context.Context, founders []Member) error {
+	list := make([]peer.Founder, len(founders))
+	for i, m := range founders {
+		list[i] = peer.Founder{ID: m.ID, Address: m.Address}
+	}
+	if err := t.SetFounders(list); err != nil {
+		return err
+	}
+	err := t.Found(ctx)
+	if errors.Is(err, peer.ErrRefused) {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return err
+}
+
+// connections implements transport.
+func (t networkTransport) connections() map[string]connection {
+	out := make(map[string]connection)
+	for _, s := range t.Peers() {
+		c := connection{connected: s.Connected, refused: s.Refused}
+		if c.refused == "" {
+			c.refused = s.Rejected
+		}
+		c.refusesUs = s.Refused
+		out[s.ID] = c
+	}
+	return out
+}
+
+// node is what the transport asks of a running group.
+type node struct{ g *Group }
+
+// CurrentTerm implements peer.Node.
+func (n node) CurrentTerm() uint64 { return n.g.raft.CurrentTerm() }
+
+// Applied implements peer.Node.
+func (n node) Applied() uint64 { return n.g.sm.Applied() }
+
+// EntryTerm implements peer.Node.
+func (n node) EntryTerm(index uint64) (uint64, bool) { return n.g.logs.termOf(index) }
+
+// mayCampaign keeps this node from standing for election while raft overrates its log.
+func (g *Group) mayCampaign() error {
+	if g.logs.overrated() {
+		return errors.New("the log was replaced by a snapshot and has no entry yet")
+	}
+	return nil
+}
+
+// ErrRefused marks the refusal of this node by the others of its group: going on as it is cannot help.
+var ErrRefused = errors.New("this node is refused by the others")
+
+// Refused returns an error that matches ErrRefused once a majority of the other voters has refused this
+// node for good before it ever knew a leader; its text says why and what to do. It is nil as long as
+// there is hope, and from the first leader on.
+func (g *Group) Refused() error {
+	if g.sawLeader.Load() {
+		return nil
+	}
+	others := 0
+	connections := g.transport.connections()
+	var texts []string
+	for _, id := range g.electors() {
+		if id == g.o.NodeID {
+			continue
+		}
+		others++
+		if text := connections[id].refusesUs; text != "" {
+			texts = append(texts, id+": "+text)
+		}
+	}
+	if others == 0 || len(texts) <= others/2 {
+		return nil
+	}
+	slices.Sort(texts)
+	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(texts, "; "))
+}
+
+// electors returns the voters of the latest configuration or, where the log has none yet, the members
+// that the cluster told this node.
+func (g *Group) electors() []string {
+	var ids []string
+	for _, m := range g.members() {
+		if m.Voter {
+			ids = append(ids, m.ID)
+		}
+	}
+	if len(ids) == 0 && g.o.Joined != nil {
+		for _, p := range g.o.Joined.Peers {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}

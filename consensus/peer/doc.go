@@ -1,0 +1,30 @@
+// Package peer is the transport between the nodes of a Raft group: hashicorp/raft's NetworkTransport, and
+// around it what that does not do.
+//
+// What it does. A handshake opens each connection (hello.go), and both sides judge the other by the same
+// rules (trust.go): cluster, group, name, and the data directory that the name is bound to, so that a
+// node which lost its disk is never taken for its old self. Bindings are in the file "peers" (book.go)
+// before anybody acts on them. Found makes the founders of a cluster meet before it begins (found.go).
+// What raft sends passes through send.go: acks with the time of sending, one call at a time, large
+// appends in pieces. What others send passes through one goroutine (feed.go), which keeps the promises on
+// which read leases rest: votes are held back after a restart, and a leadership transfer breaks nobody's
+// lease but its own leader's. Snapshots have connections of their own and are received beside raft
+// (install.go).
+//
+// What it assumes. The bytes of a connection arrive in order and unchanged (TCP's checksum; TLS may be put
+// below the handshake). Others that pass the handshake run this program: their messages are bounded, but
+// not suspected. raft works on one message at a time, which hashicorp/raft does once its heartbeat fast
+// path is off. Node's methods and the callbacks of Options do not block.
+//
+// Who owns what. Transport owns the listener, all connections in both directions, and the goroutines
+// listen, feed, one per handshake or incoming snapshot, and one per answer that is held back; all end in
+// Close. The library's own goroutines end with their connections. A received snapshot belongs to whoever
+// made it in Receive: the transport calls Discard when raft did not take it.
+//
+// What it never does. It never decides who is leader or voter, never answers for raft except by a refusal
+// or about a snapshot that is not needed, never reads a clock for anything but waiting and the stamps of
+// acks, never trusts a name without its data directory, and never answers a handshake before what it says
+// is durable.
+//
+// DESIGN.md lists each duty with the library's defect that it answers.
+package peer

@@ -1,0 +1,184 @@
+package peer
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+var errUnbound = errors.New("this node is only just starting")
+
+// feed stands between the library's network side and raft: one goroutine through which all messages pass
+// in order.
+func (t *Transport) feed() {
+	defer t.wg.Done()
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case rpc := <-t.self:
+			t.forward(rpc)
+		case rpc := <-t.inner.Consumer():
+			t.filter(rpc)
+		case job := <-t.installs:
+			t.finish(job)
+		}
+	}
+}
+
+// forward gives a message to raft; false if the transport was closed meanwhile.
+func (t *Transport) forward(rpc raft.RPC) bool {
+	select {
+	case t.out <- rpc:
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+}
+
+// settle waits until raft has done everything that it was given before; false if the transport was
+// closed meanwhile. raft works on one message at a time, so it is enough to wait for the answer to one
+// more: an AppendEntries of term 0, which it rejects without a trace because its term is older. (In term
+// 0 itself it would be accepted as a heartbeat of nobody: nothing has happened yet that this could undo.)
+func (t *Transport) settle() bool {
+	answered := make(chan raft.RPCResponse, 1)
+	probe := raft.RPC{
+		Command:  &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
+		RespChan: answered,
+	}
+	if !t.forward(probe) {
+		return false
+	}
+	select {
+	case <-answered:
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+}
+
+// filter passes a message of another node on, answers it itself, or changes it.
+func (t *Transport) filter(rpc raft.RPC) {
+	switch req := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		t.filterAppend(rpc, req)
+		return
+	case *raft.RequestVoteRequest:
+		n, err := t.mayVote()
+		switch {
+		case err != nil:
+			rpc.Respond(&raft.RequestVoteResponse{RPCHeader: t.header()}, err)
+			return
+		case n == nil:
+			rpc.Respond(&raft.RequestVoteResponse{RPCHeader: t.header()}, nil)
+			return
+		}
+		// The flag makes raft break its promise to wait for its leader. That leader has given its lease up
+		// if the candidate stands in the very next term; another one has not.
+		req.LeadershipTransfer = req.LeadershipTransfer && req.Term == n.CurrentTerm()+1
+	case *raft.RequestPreVoteRequest:
+		n, err := t.mayVote()
+		switch {
+		case err != nil:
+			rpc.Respond(&raft.RequestPreVoteResponse{RPCHeader: t.header()}, err)
+			return
+		case n == nil:
+			rpc.Respond(&raft.RequestPreVoteResponse{RPCHeader: t.header()}, nil)
+			return
+		}
+	case *raft.TimeoutNowRequest:
+		if err := t.heed(req); err != nil {
+			rpc.Respond(&raft.TimeoutNowResponse{RPCHeader: t.header()}, err)
+			return
+		}
+	case *raft.InstallSnapshotRequest:
+		// Nodes send snapshots on connections of their own. There is no good answer: after one the library
+		// would go on to read the snapshot's bytes as messages. Without one the connection is done for.
+		t.log.Error("another node sends a snapshot as a call of raft", "peer", string(req.ID))
+		return
+	}
+	t.forward(rpc)
+}
+
+// mayVote returns this node's raft if it may vote. While votes are held back it returns neither: the
+// answer is then a plain "not granted", of term 0, which changes nothing at the candidate.
+func (t *Transport) mayVote() (Node, error) {
+	n := t.bound()
+	if n == nil {
+		return nil, errUnbound
+	}
+	if time.Now().Before(t.holdUntil) {
+		return nil, nil
+	}
+	return n, nil
+}
+
+// heed decides on a TimeoutNow. Its sender's lease is revoked only in the sender's own term.
+func (t *Transport) heed(req *raft.TimeoutNowRequest) error {
+	plain, term, ok := unstamp(req.Addr)
+	n := t.bound()
+	switch {
+	case n == nil:
+		return errUnbound
+	case !ok:
+		return fmt.Errorf("the request to take over carries no term: %.300q", req.Addr)
+	}
+	if err := t.o.MayCampaign(); err != nil {
+		return fmt.Errorf("this node does not stand for election: %w", err)
+	}
+	if current := n.CurrentTerm(); term != current {
+		return fmt.Errorf("the request to take over is of term %d, this node is in term %d", term, current)
+	}
+	// raft may still move to another term before it sees the message. RequestVote compares with this.
+	t.ordered.Store(term)
+	req.Addr = plain
+	return nil
+}
+
+// filterAppend clamps the commit index, and holds the answer back while too much waits to be applied.
+func (t *Transport) filterAppend(rpc raft.RPC, req *raft.AppendEntriesRequest) {
+	// raft commits up to the smaller of this and its own last index, also where that lies behind the
+	// entries that this message has compared: a tail that an older leader left there would be committed.
+	if verified := req.PrevLogEntry + uint64(len(req.Entries)); req.LeaderCommitIndex > verified {
+		req.LeaderCommitIndex = verified
+	}
+	n := t.bound()
+	if n == nil || len(req.Entries) == 0 || req.Term < n.CurrentTerm() {
+		t.forward(rpc)
+		return
+	}
+	t.waiting.note(req, n.Applied())
+	until, over := t.waiting.over(t.o.HoldBytes, heldAppendsMax)
+	if !over {
+		t.forward(rpc)
+		return
+	}
+	// raft's main goroutine, which answers heartbeats too, would stop in the end if the leader went on.
+	own := make(chan raft.RPCResponse, 1)
+	held := rpc
+	held.RespChan = own
+	t.wg.Add(1)
+	go t.hold(n, own, rpc.RespChan, until, time.Now().Add(t.o.Timeout/2)) // owned by Transport; ends with the answer or Close
+	t.forward(held)
+}
+
+// hold passes an answer on once this node has applied what it must have, or at the deadline.
+func (t *Transport) hold(n Node, from <-chan raft.RPCResponse, to chan<- raft.RPCResponse, until uint64, deadline time.Time) {
+	defer t.wg.Done()
+	var answer raft.RPCResponse
+	select {
+	case answer = <-from:
+	case <-t.ctx.Done():
+		return
+	}
+	if r, ok := answer.Response.(*raft.AppendEntriesResponse); ok && r.Success {
+		for n.Applied() < until && time.Now().Before(deadline) {
+			if !pause(t.ctx, holdPoll) {
+				return
+			}
+		}
+	}
+	to <- answer // one answer per message, and the library's channel holds one
+}

@@ -1,0 +1,184 @@
+package peer
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Purpose is what a connection is for.
+type Purpose string
+
+const (
+	// PurposeRaft carries raft's calls in the library's format.
+	PurposeRaft Purpose = "raft"
+	// PurposeInstall carries one snapshot.
+	PurposeInstall Purpose = "install"
+	// PurposeFound ends with the handshake: founders make each other's acquaintance.
+	PurposeFound Purpose = "found"
+)
+
+// Hello is what one node tells another about itself: the dialling side in its first frame, the other in
+// its answer.
+type Hello struct {
+	// Purpose is what the connection is for.
+	Purpose Purpose
+	// Group is the raft group.
+	Group uint32
+	// Target is the id of the node that this is meant for.
+	Target string
+	// Source is the id of the node that speaks.
+	Source string
+	// Incarnation names the source's data directory.
+	Incarnation [16]byte
+	// Address is the source's advertised address.
+	Address string
+	// Cluster and History are the ids of the source's cluster and history; zero while it knows none.
+	Cluster, History [16]byte
+	// Founders is the hash of the list of founders; zero if the source knows none.
+	Founders [32]byte
+	// Level is the highest behaviour level that the source's program knows.
+	Level uint16
+	// StateLevel is the level that the source's state needs.
+	StateLevel uint16
+	// Card is what the source's node tells about itself.
+	Card []byte
+}
+
+// answer is the second frame of a connection.
+type answer struct {
+	hello   Hello    // about the answering node, if refusal is nil
+	refusal *refusal // why it refuses
+}
+
+// hexBytes is a fixed number of bytes as JSON: hexadecimal, "" for zeros.
+type hexBytes []byte
+
+// MarshalText implements encoding.TextMarshaler.
+func (h hexBytes) MarshalText() ([]byte, error) {
+	if len(bytes.Trim(h, "\x00")) == 0 {
+		return nil, nil
+	}
+	return hex.AppendEncode(nil, h), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (h *hexBytes) UnmarshalText(b []byte) error {
+	if len(b) > 64 {
+		return fmt.Errorf("%d hexadecimal digits are too many", len(b))
+	}
+	out, err := hex.AppendDecode(nil, b)
+	*h = out
+	return err
+}
+
+// into copies h to dst. No bytes mean zeros.
+func (h hexBytes) into(dst []byte) error {
+	if len(h) == 0 {
+		clear(dst)
+		return nil
+	}
+	if len(h) != len(dst) {
+		return fmt.Errorf("%d bytes instead of %d", len(h), len(dst))
+	}
+	copy(dst, h)
+	return nil
+}
+
+// frameJSON is the payload of both frames.
+type frameJSON struct {
+	Purpose     Purpose  `json:"purpose,omitempty"`
+	Group       uint32   `json:"group,omitempty"`
+	Target      string   `json:"target,omitempty"`
+	Source      string   `json:"source,omitempty"`
+	Incarnation hexBytes `json:"incarnation,omitempty"`
+	Address     string   `json:"address,omitempty"`
+	Cluster     hexBytes `json:"cluster,omitempty"`
+	History     hexBytes `json:"history,omitempty"`
+	Founders    hexBytes `json:"founders,omitempty"`
+	Level       uint16   `json:"level,omitempty"`
+	StateLevel  uint16   `json:"state_level,omitempty"`
+	Card        []byte   `json:"card,omitempty"`
+	Code        string   `json:"code,omitempty"`
+	Text        string   `json:"text,omitempty"`
+	Final       bool     `json:"final,omitempty"`
+}
+
+func (h *Hello) json() frameJSON {
+	return frameJSON{
+		Purpose: h.Purpose, Group: h.Group, Target: h.Target, Source: h.Source,
+		Incarnation: h.Incarnation[:], Address: h.Address,
+		Cluster: h.Cluster[:], History: h.History[:], Founders: h.Founders[:],
+		Level: h.Level, StateLevel: h.StateLevel, Card: h.Card,
+	}
+}
+
+// hello checks and converts. Everything in it is within the package's bounds.
+func (f *frameJSON) hello() (Hello, error) {
+	h := Hello{
+		Purpose: f.Purpose, Group: f.Group, Target: f.Target, Source: f.Source, Address: f.Address,
+		Level: f.Level, StateLevel: f.StateLevel, Card: f.Card,
+	}
+	err := errors.Join(
+		f.Incarnation.into(h.Incarnation[:]), f.Cluster.into(h.Cluster[:]),
+		f.History.into(h.History[:]), f.Founders.into(h.Founders[:]),
+	)
+	switch {
+	case err != nil:
+		return Hello{}, fmt.Errorf("an id in it is malformed: %w", err)
+	case !validID(h.Source):
+		return Hello{}, fmt.Errorf("source %.80q is no node id", h.Source)
+	case !validID(h.Target):
+		return Hello{}, fmt.Errorf("target %.80q is no node id", h.Target)
+	case !validAddress(h.Address):
+		return Hello{}, fmt.Errorf("%.300q is no address", h.Address)
+	case h.Incarnation == [16]byte{}:
+		return Hello{}, errors.New("it names no incarnation")
+	case len(h.Card) > cardBytesMax:
+		return Hello{}, fmt.Errorf("card of %d bytes is larger than %d", len(h.Card), cardBytesMax)
+	}
+	return h, nil
+}
+
+// appendHello appends the first frame of a connection.
+func appendHello(dst []byte, h *Hello) ([]byte, error) { return appendFrame(dst, kindHello, h.json()) }
+
+// ReadHello reads the first frame of a connection from r, and not a byte more. Errors: those of r, and
+// what is wrong with the frame.
+func ReadHello(r io.Reader) (Hello, error) {
+	var f frameJSON
+	if err := readFrame(r, kindHello, helloBytesMax, &f); err != nil {
+		return Hello{}, err
+	}
+	return f.hello()
+}
+
+// SourceOf returns the id of the node that opened a connection which begins with the bytes b; false if
+// they are not, or not yet, a whole first frame.
+func SourceOf(b []byte) (id string, ok bool) {
+	h, err := ReadHello(bytes.NewReader(b))
+	return h.Source, err == nil
+}
+
+func appendAnswer(dst []byte, a *answer) ([]byte, error) {
+	if a.refusal == nil {
+		return appendFrame(dst, kindAnswer, a.hello.json())
+	}
+	text := a.refusal.text[:min(len(a.refusal.text), refusalBytesMax)]
+	return appendFrame(dst, kindAnswer, frameJSON{Code: string(a.refusal.code), Text: text, Final: a.refusal.final()})
+}
+
+func readAnswer(r io.Reader) (answer, error) {
+	var f frameJSON
+	if err := readFrame(r, kindAnswer, helloBytesMax, &f); err != nil {
+		return answer{}, err
+	}
+	if f.Code != "" {
+		text := f.Text[:min(len(f.Text), refusalBytesMax)]
+		return answer{refusal: &refusal{code: code(f.Code), text: text, told: &f.Final}}, nil
+	}
+	h, err := f.hello()
+	return answer{hello: h}, err
+}

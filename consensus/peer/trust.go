@@ -1,0 +1,206 @@
+package peer
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// code names the reason of a refusal to programs; the text is for people.
+type code string
+
+const (
+	codeMalformed     code = "malformed"
+	codeWrongTarget   code = "wrong-target"
+	codeWrongGroup    code = "wrong-group"
+	codeSameID        code = "same-id"
+	codeStarting      code = "starting"
+	codeBusy          code = "busy"
+	codeOtherCluster  code = "other-cluster"
+	codeOtherFounders code = "other-founders"
+	codeNotMember     code = "not-member"
+	codeRemoved       code = "removed"
+	codeOtherData     code = "other-incarnation"
+	codeLevel         code = "level"
+)
+
+// refusal says why one node will not talk to another, and how to get out of it.
+type refusal struct {
+	code code
+	text string
+	// told is what the other side said about being final; nil if the refusal is this node's own.
+	told *bool
+}
+
+// final tells that trying again cannot help before somebody changed something.
+func (r *refusal) final() bool {
+	if r.told != nil {
+		return *r.told
+	}
+	return r.code != codeStarting && r.code != codeBusy
+}
+
+func refuse(c code, format string, args ...any) *refusal {
+	return &refusal{code: c, text: fmt.Sprintf(format, args...)}
+}
+
+// trust is what a node judges others by. It is a value: judge is a function of it and the hello alone.
+type trust struct {
+	id          string
+	incarnation [16]byte
+	group       uint32
+	level       uint16
+
+	cluster, history [16]byte // zero cluster: none known yet
+	founders         [32]byte // zero: none known
+	founded          bool     // all founders had been met once
+
+	// About the node that is judged.
+	record        [16]byte   // incarnation in its member record
+	recordThere   bool       // there is a record
+	recordRemoved bool       // which says removed
+	bound         [16]byte   // incarnation in the peers file; zero: none
+	past          [][16]byte // incarnations that the peers file knows as replaced or removed
+}
+
+// known returns the incarnation that the judged node must have; zero if any new one may come.
+//
+// The member record is the cluster's word and wins over what this node saw by itself. But after a
+// restart the record may for a while be older than what this node had already acted upon: then the file
+// lists it as replaced.
+func (t *trust) known() [16]byte {
+	if t.recordThere && !t.recordRemoved && !slices.Contains(t.past, t.record) {
+		return t.record
+	}
+	if t.recordThere && t.bound == t.record { // removed
+		return [16]byte{}
+	}
+	return t.bound
+}
+
+// removed tells whether the incarnation was once this node's and must never come back.
+func (t *trust) removed(incarnation [16]byte) bool {
+	if t.recordThere && t.record == incarnation && !slices.Contains(t.past, incarnation) {
+		return t.recordRemoved
+	}
+	return slices.Contains(t.past, incarnation)
+}
+
+// judge returns why the node that said h is to be refused, or nil. Both sides of a connection judge by
+// the same rules.
+func (t *trust) judge(h *Hello) *refusal {
+	switch {
+	case h.Target != t.id:
+		return refuse(codeWrongTarget, "this is node %q, not %q: an address in the configuration leads to the wrong node", t.id, h.Target)
+	case h.Group != t.group:
+		return refuse(codeWrongGroup, "node %q serves group %d here, not %d", t.id, t.group, h.Group)
+	case h.Source == t.id && h.Incarnation == t.incarnation:
+		return refuse(codeSameID, "node %q reached itself: an address in the configuration leads to the wrong node", t.id)
+	case h.Source == t.id:
+		return refuse(codeSameID, "two nodes call themselves %q: give one of them another --node-id", t.id)
+	}
+	if r := t.judgeCluster(h); r != nil {
+		return r
+	}
+	known := t.known()
+	switch {
+	case t.removed(h.Incarnation):
+		return refuse(codeRemoved, "node %q with this data directory (incarnation %s) was removed from the cluster; to bring it back, start it with an empty data directory and --join", h.Source, short(h.Incarnation))
+	case known == h.Incarnation:
+	case known != [16]byte{}:
+		return refuse(codeOtherData, "node %q is known to this cluster with another data directory (incarnation %s, not %s); if that directory is lost, run \"kvctl member remove %s\" and start %s with an empty data directory and --join%s",
+			h.Source, short(known), short(h.Incarnation), h.Source, h.Source, t.unfounded())
+	case t.running() && h.Cluster == [16]byte{}:
+		// All founders had been bound before the cluster began to run. One that is not bound any more was
+		// removed, or is nobody's founder: it must not begin a second cluster from the same list.
+		return refuse(codeNotMember, "the cluster runs already and does not know node %q with this data directory (incarnation %s): start it with an empty data directory and --join", h.Source, short(h.Incarnation))
+	}
+	if h.StateLevel > t.level {
+		return refuse(codeLevel, "node %q holds data of behaviour level %d, the program of node %q knows only up to %d: upgrade that first", h.Source, h.StateLevel, t.id, t.level)
+	}
+	return nil
+}
+
+func (t *trust) judgeCluster(h *Hello) *refusal {
+	none16, none32 := [16]byte{}, [32]byte{}
+	switch {
+	case t.cluster != none16 && h.Cluster != none16:
+		if t.cluster != h.Cluster {
+			return refuse(codeOtherCluster, "node %q belongs to cluster %s, node %q to %s: an address leads to the wrong cluster, or a data directory is another cluster's", h.Source, hex.EncodeToString(h.Cluster[:]), t.id, hex.EncodeToString(t.cluster[:]))
+		}
+		if t.history != h.History {
+			return refuse(codeOtherCluster, "nodes %q and %q belong to different histories of the cluster (%s and %s): one of them was restored from a backup; start the other with an empty data directory and --join", h.Source, t.id, short(h.History), short(t.history))
+		}
+	case t.founders != none32 && h.Founders != none32:
+		if t.founders != h.Founders {
+			return refuse(codeOtherFounders, "nodes %q and %q were started with different lists of --initial-cluster: give all nodes the same list", h.Source, t.id)
+		}
+	default:
+		return refuse(codeStarting, "nodes %q and %q can't tell yet whether they belong to the same cluster: one of them has only just been started", h.Source, t.id)
+	}
+	return nil
+}
+
+// running tells that there is a cluster already, not only a list of its founders.
+func (t *trust) running() bool { return t.founded || t.cluster != [16]byte{} }
+
+// unfounded adds the way back for a cluster that never came to run.
+func (t *trust) unfounded() string {
+	if t.running() {
+		return ""
+	}
+	return "; if the cluster never ran, stop all its nodes, empty their data directories and start them again"
+}
+
+func short(id [16]byte) string { return hex.EncodeToString(id[:4]) + "…" }
+
+// hashFounders returns the hash by which nodes without a cluster id recognise each other. The order of
+// the list does not matter.
+func hashFounders(group uint32, members []Founder) [32]byte {
+	sorted := slices.Clone(members)
+	slices.SortFunc(sorted, func(a, b Founder) int { return strings.Compare(a.ID, b.ID) })
+	b := binary.LittleEndian.AppendUint32([]byte("kvstore founders 1\x00"), group)
+	for _, m := range sorted {
+		for _, s := range []string{m.ID, m.Address} {
+			b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
+			b = append(b, s...)
+		}
+	}
+	return sha256.Sum256(b)
+}
+
+// checkFounders lists what is wrong with a list of founders.
+func checkFounders(members []Founder, id, address string) error {
+	var errs []error
+	ids, addresses, self := map[string]bool{}, map[string]bool{}, false
+	for _, m := range members {
+		switch {
+		case !validID(m.ID):
+			errs = append(errs, fmt.Errorf("%.80q is no node id", m.ID))
+		case !validAddress(m.Address):
+			errs = append(errs, fmt.Errorf("%.300q is no address", m.Address))
+		case ids[m.ID]:
+			errs = append(errs, fmt.Errorf("node %q is listed twice", m.ID))
+		case addresses[m.Address]:
+			errs = append(errs, fmt.Errorf("address %q is listed twice", m.Address))
+		case m.ID == id && m.Address != address:
+			errs = append(errs, fmt.Errorf("this node is listed at %q, but advertises %q", m.Address, address))
+		}
+		ids[m.ID], addresses[m.Address] = true, true
+		self = self || m.ID == id
+	}
+	if !self {
+		errs = append(errs, fmt.Errorf("this node, %q, is not in it", id))
+	}
+	if len(members) > foundersMax {
+		errs = append(errs, fmt.Errorf("%d members are more than %d", len(members), foundersMax))
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("cannot found a cluster from this list: %w", errors.Join(errs...))
+	}
+	return nil
+}

@@ -1,0 +1,399 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvstore/consensus"
+	"kvstore/wire"
+)
+
+const (
+	// keeperInterval is how often the keeper looks when nothing wakes it, keeperIntervalStart the same until
+	// the node is ready.
+	keeperInterval      = time.Second
+	keeperIntervalStart = 25 * time.Millisecond
+	// keeperTimeout bounds one change of the membership and one question to the leader.
+	keeperTimeout = 5 * time.Second
+	// keeperPauseMax bounds the pause after failures in a row, which begins with a second and doubles.
+	keeperPauseMax = 30 * time.Second
+
+	// A learner is promoted when the leader has seen it within promoteLagMax entries of its own end for
+	// promoteAfter: long enough that it keeps up with what is written and did not just come by.
+	promoteLagMax = 128
+	promoteAfter  = 2 * time.Second
+	// expelledAfter is how long a node goes without a leader before it asks the others whether it is still a
+	// member, and expelledInterval how often it asks then. An election is over in less.
+	expelledAfter    = 3 * time.Second
+	expelledInterval = 2 * time.Second
+	// promoteContactMax is how old a learner's last sign of life may be to count for it.
+	promoteContactMax = time.Second
+)
+
+// keeper is the loop that keeps what the cluster knows of its nodes true. On the leader it gives a new
+// cluster its identity, writes member records, finishes removals, follows changed addresses and promotes
+// learners; on every node it finds out when the node has caught up for the first time.
+type keeper struct {
+	// Immutable after start.
+	s *Shard
+	// refused is told, once, that the cluster has no place for this node: the others do not take it, or it
+	// was removed.
+	refused func(error)
+	cancel  context.CancelFunc
+	done    chan struct{}
+
+	// settled is closed once the node has known a leader and reached what that leader had applied then.
+	settled chan struct{}
+	// promotions counts learners promoted by this node.
+	promotions atomic.Uint64
+
+	// Owned by run.
+	target    uint64               // what the leader had applied when it was first asked; 0: not asked yet
+	keepsUp   map[string]time.Time // since when a learner has kept up
+	failures  int                  // in a row
+	notBefore time.Time            // no further change before
+	term      uint64               // of the last look
+	ledAt     time.Time            // when a leader was last known
+	askAt     time.Time            // when expelled may ask again
+}
+
+func newKeeper(s *Shard) *keeper {
+	return &keeper{s: s, settled: make(chan struct{}), keepsUp: make(map[string]time.Time)}
+}
+
+// start begins the loop.
+func (k *keeper) start(refused func(error)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	k.refused, k.cancel, k.done = refused, cancel, make(chan struct{})
+	go k.run(ctx) // owned by the Shard; ends when stop cancels ctx
+}
+
+// stop ends the loop; it may be called when start was not.
+func (k *keeper) stop() {
+	if k.cancel != nil {
+		k.cancel()
+		<-k.done
+	}
+}
+
+// isSettled reports whether the node has caught up once since its start.
+func (k *keeper) isSettled() bool {
+	select {
+	case <-k.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+func (k *keeper) run(ctx context.Context) {
+	defer close(k.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.s.group.Leadership():
+		case <-k.s.roster.news:
+		case <-timer.C:
+		}
+		if k.look(ctx) {
+			return
+		}
+		if k.isSettled() {
+			timer.Reset(keeperInterval)
+		} else {
+			timer.Reset(keeperIntervalStart)
+		}
+	}
+}
+
+// look is one turn of the loop. It reports true when there is nothing left to look after.
+func (k *keeper) look(ctx context.Context) (over bool) {
+	s := k.s
+	leader, _, term := s.group.Leader()
+	if term != k.term {
+		// A new term is a new chance, and what was seen in an old one says nothing.
+		k.term, k.failures, k.notBefore = term, 0, time.Time{}
+		clear(k.keepsUp)
+	}
+	err := s.group.Refused()
+	if err == nil && k.expelled(ctx, leader) {
+		err = fmt.Errorf("node %s was removed from the cluster: it takes no further part in it, and its data grows old. To take it in again, start it with --join and an empty --data-dir", s.roster.self.ID)
+	}
+	if err != nil {
+		k.refused(err)
+		return true
+	}
+	if _, ok := s.group.LeaderTerm(); ok {
+		k.lead(ctx)
+	}
+	if !k.isSettled() {
+		k.settle(ctx)
+	}
+	return false
+}
+
+// expelled reports whether this node was taken out of the cluster. Its own member record says so if that
+// still reached it. More often it did not: a removed node is cut off at once and sees its leader vanish. Then it
+// asks the others, and believes a majority that has applied as much as itself.
+func (k *keeper) expelled(ctx context.Context, leader string) bool {
+	s := k.s
+	self := &s.roster.self
+	if m, ok := s.engine.Member(self.ID); ok && m.Removed && m.Incarnation == self.Incarnation {
+		return true
+	}
+	now := time.Now()
+	if leader != "" || k.ledAt.IsZero() {
+		k.ledAt = now
+		return false
+	}
+	if now.Sub(k.ledAt) < expelledAfter || now.Before(k.askAt) {
+		return false
+	}
+	cluster, _, ok := s.engine.Identity()
+	if !ok {
+		return false
+	}
+	applied := s.engine.Applied().Index
+	others, without := 0, 0
+	ctx, cancel := context.WithTimeout(ctx, boardAskTimeout)
+	defer cancel()
+	for _, d := range s.askOthers(ctx, func(voter bool) bool {
+		if voter {
+			others++
+		}
+		return voter
+	}) {
+		member := d.PendingConfig != nil || len(d.CurrentConfig) == 0 ||
+			slices.ContainsFunc(d.CurrentConfig, func(m memberStatus) bool { return m.NodeID == self.ID })
+		if d.ClusterID == hex.EncodeToString(cluster[:]) && d.AppliedIndex >= applied && !member {
+			without++
+		}
+	}
+	k.askAt = time.Now().Add(expelledInterval)
+	return others > 0 && without > others/2
+}
+
+// settle finds out whether the node has caught up. A leader has, by its barrier. Others ask the leader once
+// how far it is: raft's own commit index would not do, since a follower that is far behind is told of no
+// more than it holds.
+func (k *keeper) settle(ctx context.Context) {
+	s := k.s
+	if !s.serves() {
+		return
+	}
+	if s.leading() {
+		close(k.settled)
+		return
+	}
+	if k.target == 0 {
+		address, _, ok := s.leaderElsewhere()
+		if !ok {
+			return
+		}
+		st, err := s.askStatus(ctx, address)
+		if err != nil || !st.IsLeader {
+			return // the next look asks again
+		}
+		k.target = st.AppliedIndex
+	}
+	if s.engine.Applied().Index >= k.target {
+		close(k.settled)
+	}
+}
+
+// lead does what is the leader's to do, in the order of its worth, and pauses after a failure.
+func (k *keeper) lead(ctx context.Context) {
+	if time.Now().Before(k.notBefore) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
+	defer cancel()
+	err := k.found(ctx)
+	if err == nil {
+		err = k.tidy(ctx)
+	}
+	if err == nil {
+		k.failures = 0
+		return
+	}
+	pause := min(time.Second<<min(k.failures, 5), keeperPauseMax)
+	k.failures++
+	k.notBefore = time.Now().Add(pause)
+	if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		k.s.log.Warn("cannot bring the membership up to date, trying again", "error", err, "pause", pause)
+	}
+}
+
+// found gives a new cluster its identity. Of two leaders that try, one after the other, the first succeeds.
+func (k *keeper) found(ctx context.Context) error {
+	if _, _, ok := k.s.engine.Identity(); ok {
+		return nil
+	}
+	in := wire.Init{Level: behaviourLevel}
+	rand.Read(in.ClusterID[:]) // never fails: it ends the process if the system has no randomness
+	rand.Read(in.HistoryID[:])
+	r := k.s.propose(ctx, &wire.Op{Op: wire.OpInit}, wire.AppendInit(nil, &in))
+	if _, _, ok := k.s.engine.Identity(); !ok {
+		return fmt.Errorf("cannot give the new cluster an identity: %s", r.Status)
+	}
+	return nil
+}
+
+// tidy compares the configuration with the member records and mends the first difference of each member.
+func (k *keeper) tidy(ctx context.Context) error {
+	s := k.s
+	if !s.tryChange() {
+		return nil // an administrator's change is under way: afterwards is early enough
+	}
+	defer s.endChange()
+	st := s.group.Status()
+	for _, m := range st.Configuration {
+		if err := k.tidyMember(ctx, &m); err != nil {
+			return err
+		}
+	}
+	return k.promote(ctx, &st)
+}
+
+func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {
+	s := k.s
+	record, recorded := s.engine.Member(m.ID)
+	if recorded && record.Removed {
+		// Its removal was begun and not finished; see admin.remove. (It is not this node, which would have
+		// stopped.)
+		return s.group.Remove(ctx, m.ID)
+	}
+	want := s.roster.self
+	if m.ID != want.ID {
+		var ok bool
+		if want, ok = s.roster.card(m.ID); !ok || recorded && record.Incarnation != want.Incarnation {
+			return nil // nothing newer is known
+		}
+	} else if checkMember(&want) != nil {
+		return nil // a lone node that tells no address of its own: there is nobody to read its record
+	}
+	if want.RaftAddress != m.Address && len(s.group.Status().Configuration) > 1 {
+		// It has moved: the others must reach it there before anything else makes sense.
+		s.log.Info("a member has moved", "member", m.ID, "from", m.Address, "to", want.RaftAddress)
+		if err := s.group.AddLearner(ctx, m.ID, want.RaftAddress); err != nil {
+			return fmt.Errorf("cannot record the new address %s of %s: %w", want.RaftAddress, m.ID, err)
+		}
+	}
+	if recorded && record == want {
+		return nil
+	}
+	return s.proposeMember(ctx, &want)
+}
+
+// promote makes voters of the learners that have kept up for long enough.
+func (k *keeper) promote(ctx context.Context, st *consensus.Status) error {
+	s := k.s
+	now := time.Now()
+	for _, p := range s.group.Peers() {
+		if p.Voter || !k.isLearner(st, p.ID) {
+			continue
+		}
+		if !p.Acked || p.LastAck > promoteContactMax || p.Match+promoteLagMax < s.group.Status().LastIndex {
+			delete(k.keepsUp, p.ID)
+			continue
+		}
+		since, ok := k.keepsUp[p.ID]
+		if !ok {
+			k.keepsUp[p.ID] = now
+			continue
+		}
+		if now.Sub(since) < promoteAfter {
+			continue
+		}
+		if err := s.group.Promote(ctx, p.ID); err != nil {
+			delete(k.keepsUp, p.ID)
+			return fmt.Errorf("cannot promote %s: %w", p.ID, err)
+		}
+		delete(k.keepsUp, p.ID)
+		k.promotions.Add(1)
+		s.log.Info("promoted a learner that has caught up", "member", p.ID)
+	}
+	return nil
+}
+
+func (k *keeper) isLearner(st *consensus.Status, id string) bool {
+	for _, m := range st.Configuration {
+		if m.ID == id {
+			return !m.Voter
+		}
+	}
+	return false
+}
+
+// proposeMember writes a member record through the log.
+func (s *Shard) proposeMember(ctx context.Context, m *wire.Member) error {
+	r := s.propose(ctx, &wire.Op{Op: wire.OpMember}, wire.AppendMember(nil, m))
+	if r.Status != wire.StatusOK {
+		return &statusError{r.Status, fmt.Sprintf("cannot write the member record of %s: %s", m.ID, r.Status)}
+	}
+	return nil
+}
+
+// statusError is an error with a status for whoever asked.
+type statusError struct {
+	status wire.Status
+	text   string
+}
+
+// Error gives the text.
+func (e *statusError) Error() string { return e.text }
+
+// askOthers asks the other members whose binary port is known, all at once, for what they say of themselves. It
+// asks those for which want, called for each, says so. The answers are by id; who did not give one is missing.
+func (s *Shard) askOthers(ctx context.Context, want func(voter bool) bool) map[string]*statusDocument {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	answers := make(map[string]*statusDocument) // guarded by mu
+	for _, m := range s.group.Status().Configuration {
+		if m.ID == s.roster.self.ID || !want(m.Voter) {
+			continue
+		}
+		known, ok := s.roster.member(m.ID)
+		if !ok || known.Address == "" {
+			continue
+		}
+		wg.Go(func() { // owned by this call, which waits for it
+			d, err := s.askStatus(ctx, known.Address)
+			if err != nil || d.NodeID != m.ID {
+				return // unreachable, or another node at its address
+			}
+			mu.Lock()
+			answers[m.ID] = d
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return answers
+}
+
+// askStatus asks another node for what it says of itself.
+func (s *Shard) askStatus(ctx context.Context, address string) (*statusDocument, error) {
+	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
+	defer cancel()
+	payload := []byte{wire.StatusLocal}
+	r := s.forwarder.Do(ctx, address, &wire.Request{Op: wire.OpStatus, Group: wire.GroupDefault, ID: 1, Body: payload, Payload: payload})
+	if r.Status != wire.StatusOK {
+		return nil, &statusError{r.Status, fmt.Sprintf("cannot ask %s for its status: %s", address, r.Status)}
+	}
+	var d statusDocument
+	if err := json.Unmarshal(r.Payload, &d); err != nil {
+		return nil, fmt.Errorf("cannot read the status of %s: %w", address, err)
+	}
+	return &d, nil
+}
