@@ -5,8 +5,9 @@
 // one wire.Request, validated by the same code, executed by the same Service, and answered with the same
 // outcome. Values travel as raw bytes in bodies, never wrapped.
 //
-// What it assumes. The Service answers every request exactly once and within its deadline. The principal
-// given in Options speaks for every caller until there are users.
+// What it assumes. The Service answers every request exactly once and within its deadline, and passes on
+// by itself what another node must execute: the gateway of a follower is no other than that of the leader.
+// The principal given in Options speaks for every caller until there are users.
 //
 // Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax, and
 // the values that wait for their reader, counted against Options.AnswerBytesMax; net/http owns connections

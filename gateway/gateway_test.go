@@ -34,7 +34,7 @@ func (m *memory) Do(_ context.Context, _ any, r *wire.Request) wire.Response {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.last = *r
-	m.last.Key, m.last.Ext = bytes.Clone(r.Key), bytes.Clone(r.Ext)
+	m.last.Key, m.last.Ext, m.last.Payload = bytes.Clone(r.Key), bytes.Clone(r.Ext), bytes.Clone(r.Payload)
 	if m.answer != nil {
 		return *m.answer
 	}

@@ -62,7 +62,7 @@ func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wir
 	body := append(ext, key...)
 	if op == wire.OpPut {
 		var release func()
-		if body, release, ref = s.readBody(w, r, body); ref != nil {
+		if body, release, ref = s.readBody(w, r, body, wire.ValueBytesMax, "the value"); ref != nil {
 			refuse(w, write, ref.Status, ref.Text)
 			return op
 		}
@@ -89,12 +89,12 @@ func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wir
 // bodyStepBytes is the room that a body is given at first, and the least that it grows by.
 const bodyStepBytes = 16 << 10
 
-// readBody appends the request's body to prefix, within the value's limit and the server's budget. The
-// declared length is a claim: room is made, and taken from the budget, as bytes arrive, so that silence
-// costs nothing. release returns what was taken.
-func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte) (body []byte, release func(), ref *wire.Refusal) {
-	tooLarge := &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("the value exceeds %d bytes (16 MiB); nothing was changed", wire.ValueBytesMax)}
-	if r.ContentLength > wire.ValueBytesMax {
+// readBody appends the request's body, called what in messages, to prefix, within bytesMax and the server's
+// budget. The declared length is a claim: room is made, and taken from the budget, as bytes arrive, so that
+// silence costs nothing. release returns what was taken.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte, bytesMax int64, what string) (body []byte, release func(), ref *wire.Refusal) {
+	tooLarge := &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("%s exceeds %d bytes; nothing was changed", what, bytesMax)}
+	if r.ContentLength > bytesMax {
 		return nil, nil, tooLarge
 	}
 	var taken int64
@@ -103,7 +103,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte)
 			s.bodies.Release(taken)
 		}
 	}()
-	src := http.MaxBytesReader(w, r.Body, wire.ValueBytesMax)
+	src := http.MaxBytesReader(w, r.Body, bytesMax)
 	body = prefix
 	for {
 		if len(body) == cap(body) {

@@ -13,8 +13,9 @@ import (
 
 // Service executes requests. It is what all doors share; node implements it.
 type Service interface {
-	// Do executes r and waits for its answer. The answer's slices belong to the caller. When ctx ends
-	// first it answers StatusTooLate for a read and StatusTimeout, whose outcome is unknown, for a write.
+	// Do executes r, here or on the node that can, and waits for its answer. The answer's slices belong to
+	// the caller. When ctx ends first it answers StatusTooLate for a read and StatusTimeout, whose outcome is
+	// unknown, for a write and for OpAdmin.
 	Do(ctx context.Context, principal any, r *wire.Request) wire.Response
 }
 

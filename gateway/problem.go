@@ -66,7 +66,12 @@ func httpStatus(st wire.Status) int {
 
 // fail answers with a problem. write says that the request was one that changes something.
 func fail(w http.ResponseWriter, write bool, r *wire.Response) {
-	classify(w, r.Status.Class())
+	p := problemOf(write, r)
+	sendProblem(w, r, &p)
+}
+
+// problemOf describes an answer that is none of success.
+func problemOf(write bool, r *wire.Response) problem {
 	info := r.Status.Info()
 	p := problem{
 		Type:      "about:blank",
@@ -86,6 +91,12 @@ func fail(w http.ResponseWriter, write bool, r *wire.Response) {
 	} else if len(r.Payload) != 0 && r.Status.Class() != wire.ClassResult {
 		p.Detail = string(r.Payload)
 	}
+	return p
+}
+
+// sendProblem answers with p, which describes r.
+func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
+	classify(w, r.Status.Class())
 	for ext := r.Ext; len(ext) > 0; {
 		t, v, rest, err := wire.NextExt(ext)
 		if err != nil {

@@ -9,10 +9,7 @@ import (
 	"kvstore/wire"
 )
 
-const (
-	keysPath   = "/api/v1/keys/"
-	statusPath = "/api/v1/admin/status"
-)
+const keysPath = "/api/v1/keys/"
 
 // ServeHTTP routes by the escaped path as the client wrote it. http.ServeMux is not used: it cleans
 // paths and redirects, while `a//b` and `a/../b` are keys of their own here.
@@ -33,7 +30,7 @@ func (s *Server) limitTime(w http.ResponseWriter, r *http.Request, start time.Ti
 		return
 	}
 	_ = c.SetReadDeadline(start.Add(s.o.BodyTimeout))
-	if r.Method != http.MethodPut {
+	if r.Method != http.MethodPut && r.Method != http.MethodPost {
 		// Nobody reads this body. net/http watches the connection while an answer is written; a deadline
 		// that passed then would cancel the requests that follow on it, so none follow.
 		w.Header().Set("Connection", "close")
@@ -49,16 +46,16 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
 	case strings.HasPrefix(path, keysPath):
 		return s.key(w, r, path[len(keysPath):])
 	case path == statusPath:
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			methodNotAllowed(w, "GET, HEAD")
-			return wire.OpStatus
+		if allow(w, r, http.MethodGet, http.MethodHead) {
+			s.status(w, r)
 		}
-		s.status(w, r)
 		return wire.OpStatus
+	case strings.HasPrefix(path, adminPath) && s.admin(w, r, path):
+		return wire.OpAdmin
 	}
 	writeJSON(w, http.StatusNotFound, "application/problem+json", problem{
 		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000",
-		Detail: "no such route; keys are under " + keysPath + "{key}, the node's state is at " + statusPath,
+		Detail: "no such route; keys are under " + keysPath + "{key}, the cluster's state is at " + statusPath + ", its members at " + membersPath,
 	})
 	return noOp
 }
@@ -72,16 +69,21 @@ func methodNotAllowed(w http.ResponseWriter, allow string) {
 	})
 }
 
-// status answers with the node's state. It is JSON already.
+// status answers with the cluster's state as this node sees it.
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 	resp := s.do(r.Context(), &wire.Request{Op: wire.OpStatus, Group: wire.GroupDefault})
 	if resp.Status != wire.StatusOK {
 		fail(w, false, &resp)
 		return
 	}
+	writeDocument(w, resp.Payload)
+}
+
+// writeDocument answers with a document that is JSON already, and true for this moment only.
+func writeDocument(w http.ResponseWriter, doc []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Write(append(resp.Payload, '\n')) // an error means that the client is gone
+	w.Write(append(doc, '\n')) // an error means that the client is gone
 }
 
 // do executes req within the request's deadline.

@@ -10,7 +10,7 @@ import (
 )
 
 // restOps are the operations that the door serves.
-var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus}
+var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin}
 
 // outcomes names the classes of status that a request's duration is counted under, by wire.Class; the
 // binary protocol's door uses the same names.

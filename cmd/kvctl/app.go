@@ -27,6 +27,8 @@ type app struct {
 	getenv   func(string) string
 	now      func() time.Time
 	open     func(context.Context, openOptions) (store, error)
+	// headStart is the time that status gives an endpoint before it asks the next one too; 0: the default.
+	headStart time.Duration
 
 	// Global flags.
 	endpoints []string
@@ -101,14 +103,15 @@ func (a *app) root() *cobra.Command {
   kvctl list user: --limit 10
   kvctl export app: > app.jsonl
   kvctl import app.jsonl --endpoints 10.0.1.10:7001,10.0.1.11:7001
-  kvctl status -o json`,
+  kvctl status --endpoints 10.0.1.10:7001,10.0.1.11:7001,10.0.1.12:7001
+  kvctl member list`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,… (default KVCTL_ENDPOINTS, else "+defaultEndpoint+")")
+	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,…; one that answers is enough (default KVCTL_ENDPOINTS, else "+defaultEndpoint+")")
 	f.StringVarP(&a.output, "output", "o", "table", "form of the output: table, json, jsonl or raw")
 	f.DurationVar(&a.timeout, "timeout", 5*time.Second, "how long one operation may take")
 	f.StringVar(&a.namespace, "namespace", "", "namespace of the keys (default \"default\")")
@@ -122,7 +125,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add("keys", a.putCmd(), a.getCmd(), a.deleteCmd(), a.listCmd(), a.txnCmd())
 	add("bulk", a.importCmd(), a.exportCmd())
-	add("cluster", a.statusCmd())
+	add("cluster", a.statusCmd(), a.memberCmd(), a.moveLeaderCmd())
 	root.AddCommand(a.versionCmd(), newExitCodesCmd())
 	return root
 }
@@ -196,6 +199,9 @@ func elapsedText(d time.Duration) string {
 // exactArgs is cobra.ExactArgs with a message that names what is missing.
 func exactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
+		if len(names) == 0 && len(args) != 0 {
+			return usagef("%s takes no argument, got %q", cmd.Name(), args[0])
+		}
 		if len(args) != len(names) {
 			return usageError{fmt.Errorf("%s takes %s, got %d arguments", cmd.Name(), strings.Join(names, " and "), len(args))}
 		}

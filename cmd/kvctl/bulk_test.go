@@ -72,7 +72,7 @@ func TestExport_File_CompleteOrAbsent(t *testing.T) {
 	s := sampleStore()
 	s.fail = func(_, key string) error {
 		if key == "user:2" {
-			return &storeError{kindConnect, errors.New("gone")}
+			return &storeError{kind: kindConnect, err: errors.New("gone")}
 		}
 		return nil
 	}
@@ -171,7 +171,7 @@ func TestImport_UnknownOutcome_RepeatedThenSaid(t *testing.T) {
 	unknown := 2
 	s.fail = func(string, string) error {
 		if unknown--; unknown >= 0 {
-			return &storeError{kindUnknown, errors.New("connection lost")}
+			return &storeError{kind: kindUnknown, err: errors.New("connection lost"), passing: true}
 		}
 		return nil
 	}
@@ -179,7 +179,7 @@ func TestImport_UnknownOutcome_RepeatedThenSaid(t *testing.T) {
 		t.Errorf("exit %d, %s", code, errs)
 	}
 	unknown = 1 << 30
-	code, _, errs := cli(t, s, `{"key":"a","text":"x"}`, "import", "-")
+	code, _, errs := cli(t, s, `{"key":"a","text":"x"}`, "import", "-", "--patience", "1ms")
 	if code != exitFailed || !strings.Contains(errs, "may or may not be applied") || !strings.Contains(errs, "line 1") {
 		t.Errorf("exit %d, %s", code, errs)
 	}
@@ -207,7 +207,7 @@ func TestImport_WriteFails_StopsReading(t *testing.T) {
 	s := newFakeStore()
 	s.fail = func(string, string) error {
 		if s.calls > 100 {
-			return &storeError{kindDenied, errors.New("read only")}
+			return &storeError{kind: kindDenied, err: errors.New("read only")}
 		}
 		return nil
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"kvstore/client"
 	"kvstore/wire"
@@ -42,11 +44,16 @@ func explainOpen(endpoints []string, err error) error {
 	case answered || !(errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)):
 		return sorted(endpoints, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		err = fmt.Errorf("nothing answers on %s (connection refused): is a node running? start one with `make run`, or name another with --endpoints", strings.Join(endpoints, ", "))
-	default:
-		err = fmt.Errorf("cannot reach %s (%w): is a node running there? start one with `make run`, or name another with --endpoints", strings.Join(endpoints, ", "), err)
+		const why = "connection refused"
+		return &storeError{kind: kindConnect, err: noAnswer(strings.Join(endpoints, ", ") + " (" + why + ")"), why: why}
 	}
-	return &storeError{kindConnect, err}
+	err = fmt.Errorf("cannot reach %s (%w): is a node running there? start one with `make run`, or name another with --endpoints", strings.Join(endpoints, ", "), err)
+	return &storeError{kind: kindConnect, err: err, why: "unreachable"}
+}
+
+// noAnswer says which endpoints do not answer, and what to do.
+func noAnswer(endpoints string) error {
+	return fmt.Errorf("nothing answers on %s: is a node running? start one with `make run`, or name another with --endpoints", endpoints)
 }
 
 // sorted wraps an error of the client as a storeError.
@@ -68,13 +75,16 @@ func sorted(endpoints []string, err error) error {
 		kind = kindDenied
 	case is(client.ErrUnavailable) && !(errors.As(err, &ce) && ce.Status != wire.StatusOK):
 		// No server gave a status: the connection is gone and does not come back.
-		return &storeError{kindConnect, fmt.Errorf("lost the connection to %s, and no node answers: %w", strings.Join(endpoints, ", "), err)}
+		return &storeError{kind: kindConnect, passing: true, err: fmt.Errorf("lost the connection to %s, and no node answers: %w", strings.Join(endpoints, ", "), err)}
 	case is(client.ErrUnavailable), is(client.ErrBusy), is(client.ErrDiskFull), is(client.ErrTooManySessions):
 		kind = kindUnhealthy
 	case is(client.ErrTimeout), is(context.DeadlineExceeded):
 		kind = kindTimeout
+	case is(client.ErrCompacted):
+		kind = kindCompacted
 	}
-	return &storeError{kind, err}
+	passing := kind == kindUnknown || kind == kindTimeout || is(client.ErrUnavailable) || is(client.ErrBusy) || is(client.ErrFutureRevision)
+	return &storeError{kind: kind, err: err, passing: passing}
 }
 
 func (s *clientStore) sort(err error) error { return sorted(s.endpoints, err) }
@@ -83,6 +93,15 @@ func (s *clientStore) Close() error { return s.c.Close() }
 
 func (s *clientStore) Status(ctx context.Context) ([]byte, error) {
 	b, err := s.c.Status(ctx)
+	return b, s.sort(err)
+}
+
+func (s *clientStore) Admin(ctx context.Context, q adminRequest) ([]byte, error) {
+	request, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the request: %w", err)
+	}
+	b, err := s.c.Admin(ctx, request)
 	return b, s.sort(err)
 }
 
@@ -108,17 +127,57 @@ func (s *clientStore) Delete(ctx context.Context, key string, cs []condition) (b
 	return deleted, uint64(v), s.sort(err)
 }
 
+// pagePause is how long to wait before a page is asked for again.
+const pagePause = 200 * time.Millisecond
+
 func (s *clientStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
 		opts := client.ListOptions{Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse}
-		for e, err := range s.c.List(ctx, opts) {
+		var cursor []byte
+		var revision client.Version
+		for {
+			p, err := s.page(ctx, opts, cursor, &o)
+			if err == nil && revision != 0 && p.Revision != revision {
+				// Every page was asked for at the first one's revision.
+				err = fmt.Errorf("a page shows revision %d, the ones before show %d", p.Revision, revision)
+			}
 			if err != nil {
-				yield(record{}, s.sort(err))
+				yield(record{}, err)
 				return
 			}
-			if !yield(recordOf(e.Key, &e.Value), nil) {
+			revision, cursor = p.Revision, p.Cursor
+			for i := range p.Entries {
+				if !yield(recordOf(p.Entries[i].Key, &p.Entries[i].Value), nil) {
+					return
+				}
+			}
+			if o.Limit > 0 {
+				if opts.Limit -= len(p.Entries); opts.Limit <= 0 {
+					return
+				}
+			}
+			if len(cursor) == 0 {
 				return
 			}
+		}
+	}
+}
+
+// page gets one page. While the cluster cannot serve it asks again, until patience is over.
+func (s *clientStore) page(ctx context.Context, opts client.ListOptions, cursor []byte, o *listOptions) (client.Page, error) {
+	for start, told := time.Now(), false; ; {
+		p, err := s.c.ListPage(ctx, opts, cursor)
+		if err = s.sort(err); err == nil || !passes(err) || time.Since(start) >= o.Patience {
+			return p, err
+		}
+		if !told && o.Waiting != nil {
+			told = true
+			o.Waiting(err)
+		}
+		select {
+		case <-time.After(pagePause):
+		case <-ctx.Done():
+			return p, err
 		}
 	}
 }

@@ -27,9 +27,9 @@ const exitCodesText = `Exit codes of kvctl:
   2    wrong usage: unknown verb or flag, bad argument
   3    cannot connect: no node answers on --endpoints
   4    the key does not exist, or a condition does not hold; nothing was changed
-  5    permission denied
+  5    permission denied, or the cluster refuses a change of its members; nothing was changed
   6    no answer within --timeout (a write with an unknown outcome exits 1)
-  7    the cluster answers but cannot serve: no leader, no quorum, overloaded
+  7    the cluster answers but cannot serve: no leader, no quorum, overloaded; status: or a voter is not ok
   130  interrupted by SIGINT or SIGTERM
 `
 
@@ -46,12 +46,18 @@ const (
 	kindDenied
 	kindTimeout
 	kindUnhealthy
+	// kindCompacted: the moment that a listing shows is no longer kept, or not on the node that answers.
+	kindCompacted
 )
 
 // storeError is how a store reports a failure.
 type storeError struct {
 	kind errKind
 	err  error
+	// passing: the same may well succeed after a pause, as when another node becomes leader.
+	passing bool
+	// why is the reason in a few words, where err says more around it.
+	why string
 }
 
 func (e *storeError) Error() string { return e.err.Error() }
@@ -60,6 +66,12 @@ func (e *storeError) Unwrap() error { return e.err }
 func isKind(err error, k errKind) bool {
 	var se *storeError
 	return errors.As(err, &se) && se.kind == k
+}
+
+// passes reports whether the same may well succeed after a pause.
+func passes(err error) bool {
+	var se *storeError
+	return errors.As(err, &se) && se.passing
 }
 
 // quietError carries an exit code whose message is already printed.
@@ -103,6 +115,8 @@ func explain(err error) (code int, text string) {
 		return exitDenied, fmt.Sprintf("denied: %v", err)
 	case kindTimeout:
 		return exitTimeout, fmt.Sprintf("no answer in time: %v; nothing was changed: try again, or raise --timeout", err)
+	case kindCompacted:
+		return exitFailed, fmt.Sprintf("%v: the moment that it shows is no longer kept, or not on the node that leads now: start it anew", err)
 	case kindUnhealthy:
 		return exitUnhealthy, fmt.Sprintf("the cluster cannot serve this now: %v; nothing was changed: see `kvctl status`", err)
 	}

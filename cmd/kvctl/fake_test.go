@@ -28,8 +28,11 @@ type fakeStore struct {
 	// fail, when set, decides the outcome of each call before it does anything.
 	fail   func(verb, key string) error
 	status string
-	calls  int
-	closed int
+	// members is the answer to Admin; asked are its requests.
+	members string
+	asked   []adminRequest
+	calls   int
+	closed  int
 }
 
 func newFakeStore() *fakeStore { return &fakeStore{data: map[string]record{}} }
@@ -87,7 +90,7 @@ func (f *fakeStore) Put(ctx context.Context, key string, value []byte, o putOpti
 		return 0, err
 	}
 	if !f.holds(key, o.Conditions) {
-		return 0, &storeError{kindCondition, errors.New("condition failed")}
+		return 0, &storeError{kind: kindCondition, err: errors.New("condition failed")}
 	}
 	f.version += 1 << 20
 	f.put(key, value, o)
@@ -102,7 +105,7 @@ func (f *fakeStore) Get(ctx context.Context, key string) (record, error) {
 	}
 	r, ok := f.data[key]
 	if !ok {
-		return record{}, &storeError{kindNotFound, errors.New("not found")}
+		return record{}, &storeError{kind: kindNotFound, err: errors.New("not found")}
 	}
 	return r, nil
 }
@@ -114,7 +117,7 @@ func (f *fakeStore) Delete(ctx context.Context, key string, cs []condition) (boo
 		return false, 0, err
 	}
 	if !f.holds(key, cs) {
-		return false, 0, &storeError{kindCondition, errors.New("condition failed")}
+		return false, 0, &storeError{kind: kindCondition, err: errors.New("condition failed")}
 	}
 	f.version += 1 << 20
 	_, ok := f.data[key]
@@ -191,6 +194,13 @@ func (f *fakeStore) Status(ctx context.Context) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return []byte(f.status), f.step(ctx, "status", "")
+}
+
+func (f *fakeStore) Admin(ctx context.Context, q adminRequest) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, q)
+	return []byte(f.members), f.step(ctx, "admin", q.ID)
 }
 
 func (f *fakeStore) Close() error {

@@ -23,24 +23,30 @@ const (
 	importLineMax = 6*(wire.ValueBytesMax+wire.KeyBytesMax) + 1<<20
 	// importBudget bounds the bytes of values that are read and not yet acknowledged.
 	importBudget = 64 << 20
-	// importAttempts of one key whose outcome stays unknown: writing the same again is harmless here.
-	importAttempts = 4
-	importQueue    = 16
+	importQueue  = 16
+	// importPause is how long to wait before a key is written again.
+	importPause = 200 * time.Millisecond
 )
 
 func (a *app) importCmd() *cobra.Command {
-	concurrency := 128
+	concurrency, patience := 128, time.Duration(0)
 	c := &cobra.Command{
 		Use: "import FILE|-", Short: "Write keys from JSON lines", Args: exactArgs("FILE or -"),
 		Long: `Write keys from JSON lines as ` + "`kvctl export`" + ` writes them: "key", and "text" or (base64) "value"; if wanted
 "content_type", "encoding", "tags" {name: text}, and "expires_at" or "ttl_seconds". Keys that have expired are left
 out. Of two lines with the same key the later one counts. After a failure run the same command again: to write the
-same keys twice is harmless.`,
+same keys twice is harmless.
+
+A change of leader in the middle is waited for (--patience). The writes belong to a session, so that one which is sent
+again is not done twice; one whose outcome stays unknown is written again, since the same key and value do no harm.`,
 		Example: `  kvctl import all.jsonl
   zcat backup.jsonl.gz | kvctl import -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if concurrency < 1 || concurrency > 4096 {
 				return usagef("--concurrency is %d: it must be between 1 and 4096", concurrency)
+			}
+			if patience < 0 {
+				return usagef("--patience is %v: it must be 0 or more", patience)
 			}
 			a.session = true
 			in, total := a.in, int64(0)
@@ -55,10 +61,11 @@ same keys twice is harmless.`,
 				}
 				in = f
 			}
-			return a.with(cmd.Context(), func(s store) error { return a.importLines(cmd.Context(), s, in, total, concurrency) })
+			return a.with(cmd.Context(), func(s store) error { return a.importLines(cmd.Context(), s, in, total, concurrency, patience) })
 		},
 	}
 	c.Flags().IntVar(&concurrency, "concurrency", concurrency, "keys in flight")
+	addPatience(c.Flags(), &patience)
 	return c
 }
 
@@ -66,18 +73,22 @@ same keys twice is harmless.`,
 // last one wins.
 type importer struct {
 	// Immutable.
-	a       *app
-	store   store
-	queues  []chan importJob
-	budget  *semaphore.Weighted
-	bar     *progress
-	cancel  context.CancelFunc
-	workers sync.WaitGroup
+	a        *app
+	store    store
+	queues   []chan importJob
+	budget   *semaphore.Weighted
+	bar      *progress
+	cancel   context.CancelFunc
+	patience time.Duration
+	workers  sync.WaitGroup
+
+	// Owned by read.
+	expired int
 
 	mu sync.Mutex
 	// Guarded by mu.
-	first   error
-	expired int
+	first error
+	told  time.Time // when it was last told that the import waits
 }
 
 type importJob struct {
@@ -90,12 +101,12 @@ type importJob struct {
 	options putOptions
 }
 
-func (a *app) importLines(ctx context.Context, s store, in io.Reader, total int64, concurrency int) error {
+func (a *app) importLines(ctx context.Context, s store, in io.Reader, total int64, concurrency int, patience time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	im := &importer{
 		a: a, store: s, queues: make([]chan importJob, concurrency), budget: semaphore.NewWeighted(importBudget),
-		bar: a.newProgress("import", total, false), cancel: cancel,
+		bar: a.newProgress("import", total, false), cancel: cancel, patience: patience,
 	}
 	for i := range im.queues {
 		q := make(chan importJob, importQueue)
@@ -202,21 +213,34 @@ func (im *importer) work(ctx context.Context, q <-chan importJob) {
 	}
 }
 
+// put writes one key. While the cluster cannot serve, or when the outcome is unknown, it does so again until
+// patience is over: the same key and value do no harm twice, and a later line of the same key waits its turn.
 func (im *importer) put(ctx context.Context, job *importJob) error {
-	for attempt := 1; ; attempt++ {
+	for start := time.Now(); ; {
 		if !job.expires.IsZero() { // counted anew: the line may have waited for its turn
 			job.options.TTL = max(job.expires.Sub(im.a.now()), time.Millisecond)
 		}
 		octx, cancel := context.WithTimeout(ctx, im.a.timeout)
 		_, err := im.store.Put(octx, job.key, job.value, job.options)
 		cancel()
-		if !isKind(err, kindUnknown) || attempt == importAttempts || ctx.Err() != nil {
+		if !passes(err) || time.Since(start) >= im.patience || ctx.Err() != nil {
 			return err
 		}
+		im.tell(err)
 		select {
-		case <-time.After(time.Duration(attempt) * 100 * time.Millisecond):
+		case <-time.After(importPause):
 		case <-ctx.Done():
 		}
+	}
+}
+
+// tell says that the import waits for the cluster, at most as often as progress is told.
+func (im *importer) tell(why error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if now := im.a.now(); now.Sub(im.told) >= progressEvery {
+		im.told = now
+		im.a.waiting("import", im.patience)(why)
 	}
 }
 

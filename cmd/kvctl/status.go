@@ -2,12 +2,16 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -40,9 +44,10 @@ type clusterStatus struct {
 		Held bool     `json:"held"`
 		Mode jsonText `json:"mode"`
 	} `json:"lease"`
-	Nodes      []nodeStatus `json:"nodes"`
-	Durability jsonText     `json:"durability"`
-	ReadMode   jsonText     `json:"read_mode"`
+	Nodes         []nodeStatus    `json:"nodes"`
+	PendingConfig json.RawMessage `json:"pending_config"`
+	Durability    jsonText        `json:"durability"`
+	ReadMode      jsonText        `json:"read_mode"`
 }
 
 type nodeStatus struct {
@@ -59,17 +64,109 @@ type nodeStatus struct {
 func (a *app) statusCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show the cluster: leader, members, lag", Args: exactArgs(),
-		Long: "Show the cluster. Exits 7 when it has no leader, or when no majority of its voters is up.",
+		Long: `Show the cluster as one of its nodes sees it. The endpoints are asked one after the other until one answers that knows
+a leader; a node that hangs does not hold up the others. LAG is the number of log entries that a node is behind. The last
+line speaks of the node that answered: the state digest is equal on all nodes that have applied the same index.
+
+Exits 0 when the cluster is healthy, and 7 when it has no leader, when no majority of its voters is up, or when a voter is
+in another state than ok; what was known is printed all the same.`,
+		Example: `  kvctl status
+  kvctl status --endpoints 10.0.1.10:7001,10.0.1.11:7001,10.0.1.12:7001
+  kvctl status -o json | jq -r .leader_id
+  until kvctl status > /dev/null 2>&1; do sleep 1; done`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.op(cmd.Context(), func(ctx context.Context, s store, _ func() string) error {
-				raw, err := s.Status(ctx)
-				if err != nil {
-					return err
-				}
-				return a.showStatus(raw)
-			})
+			raw, err := a.askStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.showStatus(raw)
 		},
 	}
+}
+
+// statusHeadStart is the time that an endpoint has before the next one is asked too. A node that asks the
+// others about themselves, some of which are down, may take as long.
+const statusHeadStart = time.Second
+
+// askStatus asks the endpoints for the cluster's status, each once the one before has failed or its head
+// start is over. It gives the first answer that names a leader: a node that is cut off from the others knows
+// none. Where there is none such it gives the first answer, and where there is no answer an error.
+func (a *app) askStatus(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	var asking sync.WaitGroup
+	defer asking.Wait() // after cancel
+	defer cancel()
+	type answer struct {
+		from int
+		raw  []byte
+		err  error
+	}
+	n := len(a.endpoints)
+	headStart := min(cmp.Or(a.headStart, statusHeadStart), a.timeout/time.Duration(2*n))
+	answers, turns := make(chan answer, n), make([]chan struct{}, n+1)
+	for i := range turns {
+		turns[i] = make(chan struct{})
+	}
+	for i, e := range a.endpoints {
+		// Owned by askStatus; ends with its answer, or when ctx does.
+		asking.Go(func() {
+			t := time.NewTimer(time.Duration(i) * headStart)
+			defer t.Stop()
+			select {
+			case <-t.C:
+			case <-turns[i]:
+			case <-ctx.Done():
+			}
+			raw, err := a.statusOf(ctx, e)
+			answers <- answer{i, raw, err}
+		})
+	}
+	var leaderless []byte
+	errs := make([]error, n)
+	for range n {
+		r := <-answers
+		var st clusterStatus
+		switch {
+		case r.err != nil:
+			errs[r.from] = r.err
+		case json.Unmarshal(r.raw, &st) != nil || st.LeaderID != "":
+			return r.raw, nil
+		case leaderless == nil:
+			leaderless = r.raw
+		}
+		close(turns[r.from+1])
+	}
+	if leaderless != nil {
+		return leaderless, nil
+	}
+	return nil, a.noStatus(errs)
+}
+
+// statusOf asks one endpoint.
+func (a *app) statusOf(ctx context.Context, endpoint string) ([]byte, error) {
+	s, err := a.open(ctx, openOptions{Endpoints: []string{endpoint}, Timeout: a.timeout})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := s.Status(ctx)
+	if cerr := s.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("cannot close the connection: %w", cerr)
+	}
+	return raw, err
+}
+
+// noStatus makes one error of those of all endpoints. What a node answered tells more than that another
+// could not be reached.
+func (a *app) noStatus(errs []error) error {
+	var silent []string
+	for i, err := range errs {
+		var se *storeError
+		if len(errs) == 1 || !errors.As(err, &se) || se.kind != kindConnect {
+			return err
+		}
+		silent = append(silent, fmt.Sprintf("%s (%s)", a.endpoints[i], cmp.Or(se.why, err.Error())))
+	}
+	return &storeError{kind: kindConnect, err: noAnswer(strings.Join(silent, ", "))}
 }
 
 func (a *app) showStatus(raw []byte) error {
@@ -77,28 +174,14 @@ func (a *app) showStatus(raw []byte) error {
 	if err := json.Unmarshal(raw, &st); err != nil {
 		return fmt.Errorf("cannot read the server's status: %w", err)
 	}
-	switch a.output {
-	case "json":
-		var b bytes.Buffer
-		if !a.outTTY || json.Indent(&b, raw, "", "  ") != nil {
-			b.Reset()
-			b.Write(raw)
-		}
-		if err := a.printf("%s\n", bytes.TrimRight(b.Bytes(), "\n")); err != nil {
-			return err
-		}
-	case "jsonl", "raw":
-		var b bytes.Buffer
-		if err := json.Compact(&b, raw); err != nil {
-			return fmt.Errorf("cannot read the server's status: %w", err)
-		}
-		if err := a.printf("%s\n", b.Bytes()); err != nil {
-			return err
-		}
-	default:
-		if err := a.printf("%s", st.table()); err != nil {
-			return err
-		}
+	var err error
+	if a.output == "table" {
+		err = a.printf("%s", st.table())
+	} else {
+		err = a.document(raw)
+	}
+	if err != nil {
+		return err
 	}
 	if why := st.unhealthy(); why != "" {
 		a.talk("kvctl: the cluster is unhealthy: %s\n", why)
@@ -107,40 +190,54 @@ func (a *app) showStatus(raw []byte) error {
 	return nil
 }
 
-// voters counts the voters, and those among them that are up.
-func (st *clusterStatus) voters() (all, up int) {
-	for _, n := range st.Nodes {
-		switch n.Role {
-		case "learner", "nonvoter", "non_voter":
-			continue
-		}
-		all++
-		if n.up() {
-			up++
-		}
-	}
-	return all, up
-}
-
-// up takes any state but the known bad ones as good: a newer server may know more states.
-func (n *nodeStatus) up() bool {
-	switch n.State {
-	case "down", "unreachable", "unknown", "failed", "shutdown":
+// voter: the node counts for a majority.
+func (n *nodeStatus) voter() bool {
+	switch n.Role {
+	case "learner", "nonvoter", "non_voter":
 		return false
 	}
 	return true
 }
 
-// unhealthy says why the cluster cannot serve; empty when it can.
+// up takes any state but the known bad ones as good: a newer server may know more states.
+func (n *nodeStatus) up() bool {
+	state, _, _ := strings.Cut(string(n.State), ":")
+	switch state {
+	case "", "down", "unreachable", "refused", "unknown", "failed", "shutdown":
+		return false
+	}
+	return true
+}
+
+// voters counts the voters, and those among them that are up.
+func (st *clusterStatus) voters() (all, up int) {
+	for i := range st.Nodes {
+		if n := &st.Nodes[i]; n.voter() {
+			all++
+			if n.up() {
+				up++
+			}
+		}
+	}
+	return all, up
+}
+
+// unhealthy says what is wrong with the cluster, the worst first; empty when all is well.
 func (st *clusterStatus) unhealthy() string {
 	all, up := st.voters()
-	switch {
-	case st.LeaderID == "":
-		return "it has no leader"
-	case all > 0 && up <= all/2:
-		return fmt.Sprintf("%d of %d voters are up, a majority is needed", up, all)
+	var bad []string
+	if st.LeaderID == "" {
+		bad = append(bad, "it has no leader")
 	}
-	return ""
+	if all > 0 && up <= all/2 {
+		bad = append(bad, fmt.Sprintf("%d of %d voters are up, a majority is needed", up, all))
+	}
+	for i := range st.Nodes {
+		if n := &st.Nodes[i]; n.voter() && n.State != "ok" {
+			bad = append(bad, fmt.Sprintf("voter %s is %s", dash(n.ID), cmp.Or(cell(string(n.State)), "in no known state")))
+		}
+	}
+	return strings.Join(bad, "; ")
 }
 
 // table shows st for people.
@@ -149,7 +246,7 @@ func (st *clusterStatus) table() string {
 	all, up := st.voters()
 	leader := "none"
 	if st.LeaderID != "" {
-		leader = fmt.Sprintf("%s (term %s)", st.LeaderID, dash(st.Term))
+		leader = fmt.Sprintf("%s (term %s)", dash(st.LeaderID), dash(st.Term))
 	}
 	lease := ""
 	if st.ReadMode == "lease" || st.Lease.Mode == "lease" {
@@ -160,11 +257,22 @@ func (st *clusterStatus) table() string {
 	}
 	fmt.Fprintf(&b, "CLUSTER  %s   quorum %d/%d   leader %s   durability %s   reads %s%s\n",
 		dash(st.ClusterID), up, all, leader, dash(st.Durability), dash(st.ReadMode), lease)
+	if len(st.PendingConfig) != 0 && !bytes.Equal(st.PendingConfig, []byte("null")) {
+		b.WriteString("PENDING  a change of the members is under way and not committed yet\n")
+	}
 	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "NODE\tROLE\tADDRESS\tRAFT\tSTATE\tAPPLIED\tLAG\tVERSION")
-	for _, n := range st.Nodes {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dash(n.ID), dash(n.Role), dash(n.Address), dash(n.RaftAddress),
-			dash(n.State), grouped(n.AppliedIndex), dash(n.Lag), dash(n.Version))
+	for i := range st.Nodes {
+		n := &st.Nodes[i]
+		role, applied, lag := dash(n.Role), grouped(n.AppliedIndex), grouped(n.Lag)
+		if !n.up() && n.AppliedIndex == "0" {
+			applied, lag = "-", "-" // it did not tell
+		}
+		if n.ID == st.LeaderID && n.ID != "" {
+			role, lag = "leader", "-"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dash(n.ID), role, dash(n.Address), dash(n.RaftAddress),
+			dash(n.State), applied, lag, dash(n.Version))
 	}
 	// Flush fails only when its writer does, and a Builder never does.
 	if err := tw.Flush(); err != nil {

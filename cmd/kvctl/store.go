@@ -15,12 +15,16 @@ type store interface {
 	Get(ctx context.Context, key string) (record, error)
 	// Delete removes a key. deleted is false when there was none.
 	Delete(ctx context.Context, key string, conditions []condition) (deleted bool, version uint64, err error)
-	// List yields records in order of keys, all of one revision, until the first error.
+	// List yields records in order of keys, all of one revision, until the first error; kindCompacted when
+	// that revision is no longer kept.
 	List(ctx context.Context, o listOptions) iter.Seq2[record, error]
 	// Txn does all operations, or none when a condition fails.
 	Txn(ctx context.Context, ops []txnOp) (txnResult, error)
 	// Status returns the cluster's status as JSON.
 	Status(ctx context.Context) ([]byte, error)
+	// Admin lists or changes the members, or moves leadership, and returns the members as JSON. A change
+	// that may or may not be made is kindUnknown.
+	Admin(ctx context.Context, q adminRequest) ([]byte, error)
 	Close() error
 }
 
@@ -63,6 +67,10 @@ type listOptions struct {
 	Limit    int
 	KeysOnly bool
 	Reverse  bool
+	// Patience is how long to go on while the cluster cannot serve, counted anew for each page; Waiting is
+	// told why before a page is asked for again, once for each page.
+	Patience time.Duration
+	Waiting  func(why error)
 }
 
 // The types of operations in a transaction.

@@ -94,7 +94,7 @@ func TestFailures_ExitCodesAndMessages_Golden(t *testing.T) {
 		{kindUnhealthy, 7, "kvctl status"},
 	} {
 		s := sampleStore()
-		s.fail = func(string, string) error { return &storeError{c.kind, errors.New("went wrong")} }
+		s.fail = func(string, string) error { return &storeError{kind: c.kind, err: errors.New("went wrong")} }
 		code, out, errs := cli(t, s, "", "put", "hello", "x")
 		if code != c.code || !strings.Contains(errs, c.want) || out != "" {
 			t.Errorf("kind %d: exit %d, stdout %q, stderr %q; want exit %d and %q", c.kind, code, out, errs, c.code, c.want)
@@ -219,7 +219,7 @@ func TestList_BreaksOff_ShowsWhatCameAndFails(t *testing.T) {
 	s := sampleStore()
 	s.fail = func(_, key string) error {
 		if key == "user:2" {
-			return &storeError{kindUnhealthy, errors.New("no leader")}
+			return &storeError{kind: kindUnhealthy, err: errors.New("no leader")}
 		}
 		return nil
 	}
