@@ -13,20 +13,24 @@ import (
 // cpuTimes are CPU times since the start of each process, user and system together.
 type cpuTimes struct {
 	client time.Duration
-	// server is valid only when serverKnown.
+	// server is the sum over all server processes; valid only when serverKnown.
 	server      time.Duration
 	serverKnown bool
 }
 
-func readCPU(serverPID int) cpuTimes {
+// readCPU adds up the server's processes; when one of them cannot be read, the sum is unknown.
+func readCPU(serverPIDs []int) cpuTimes {
 	var c cpuTimes
 	if d, err := ProcessCPU(os.Getpid()); err == nil {
 		c.client = d
 	}
-	if serverPID > 0 {
-		if d, err := ProcessCPU(serverPID); err == nil {
-			c.server, c.serverKnown = d, true
+	for _, pid := range serverPIDs {
+		d, err := ProcessCPU(pid)
+		if err != nil {
+			return cpuTimes{client: c.client}
 		}
+		c.server += d
+		c.serverKnown = true
 	}
 	return c
 }

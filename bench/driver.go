@@ -76,10 +76,10 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(r.rec.from - time.Since(r.epoch)):
-		before, ready = readCPU(r.opts.ServerPID), true
+		before, ready = readCPU(r.opts.ServerPIDs), true
 	}
 	wg.Wait()
-	after := readCPU(r.opts.ServerPID)
+	after := readCPU(r.opts.ServerPIDs)
 	rep := r.report()
 	if ready {
 		rep.setCPU(before, after)

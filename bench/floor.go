@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,6 +19,9 @@ type FloorOptions struct {
 	Dir string
 	// Duration of each test. Default 1s.
 	Duration time.Duration
+	// Follower is the command of a process that calls FloorFollower. Default none: then the tests that need
+	// three processes are left out.
+	Follower []string
 }
 
 // FloorReport says what the machine can do at all: no server on it will be faster.
@@ -25,6 +29,15 @@ type FloorReport struct {
 	Machine Machine     `json:"machine"`
 	Dir     string      `json:"dir"`
 	Tests   []FloorTest `json:"tests"`
+}
+
+// Test gives a test by its name, nil when it was not measured.
+func (r *FloorReport) Test(name string) *FloorTest {
+	i := slices.IndexFunc(r.Tests, func(t FloorTest) bool { return t.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &r.Tests[i]
 }
 
 // FloorTest is one measurement; latencies are microseconds.
@@ -40,22 +53,47 @@ type FloorTest struct {
 	BytesPerSecond float64 `json:"bytes_per_second,omitempty"`
 }
 
-// Floor measures disk flushes, loopback round trips and memory copies, one after the other.
+// floorTest is one test by name.
+type floorTest struct {
+	name string
+	f    func(context.Context, FloorOptions) (FloorTest, error)
+}
+
+var floorTests = []floorTest{
+	{"fdatasync of 4 KiB, preallocated file overwritten", floorOverwrite},
+	{"fdatasync of 4 KiB, appended", floorAppend},
+	{FloorFsync, floorFsync},
+	{FloorLoopback, floorPingPong},
+	{"loopback round trip of 64 B, 256 pipelined", floorPipelined},
+	{"memory copy of 1 MiB", floorCopy},
+}
+
+// floorReplicatedTests need FloorOptions.Follower.
+var floorReplicatedTests = []floorTest{
+	{FloorReplicatedSequential, floorReplicated(false)},
+	{FloorReplicatedOverlapped, floorReplicated(true)},
+}
+
+// Names of the tests that ratios are formed with.
+const (
+	FloorFsync    = "fsync of 4 KiB, appended"
+	FloorLoopback = "loopback round trip of 64 B, 1 caller"
+)
+
+// FloorTests is how many tests a floor has, those with three processes included.
+func FloorTests() int { return len(floorTests) + len(floorReplicatedTests) }
+
+// Floor measures disk flushes, loopback round trips, memory copies and, with o.Follower, the smallest
+// replicated write, one after the other.
 func Floor(ctx context.Context, o FloorOptions) (*FloorReport, error) {
 	setDefault(&o.Dir, ".")
 	setDefault(&o.Duration, time.Second)
 	rep := &FloorReport{Machine: ReadMachine(o.Dir), Dir: o.Dir}
-	for _, t := range []struct {
-		name string
-		f    func(context.Context, FloorOptions) (FloorTest, error)
-	}{
-		{"fdatasync of 4 KiB, preallocated file overwritten", floorOverwrite},
-		{"fdatasync of 4 KiB, appended", floorAppend},
-		{"fsync of 4 KiB, appended", floorFsync},
-		{"loopback round trip of 64 B, 1 caller", floorPingPong},
-		{"loopback round trip of 64 B, 256 pipelined", floorPipelined},
-		{"memory copy of 1 MiB", floorCopy},
-	} {
+	tests := floorTests
+	if len(o.Follower) > 0 {
+		tests = slices.Concat(floorTests, floorReplicatedTests)
+	}
+	for _, t := range tests {
 		if err := ctx.Err(); err != nil {
 			return rep, fmt.Errorf("floor ended early: %w", err)
 		}

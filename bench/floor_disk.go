@@ -22,21 +22,29 @@ const (
 // that the flush needs no journal commit.
 func floorOverwrite(ctx context.Context, o FloorOptions) (FloorTest, error) {
 	return withFile(o.Dir, func(f *os.File) (FloorTest, error) {
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, floorFile); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-			return FloorTest{}, fmt.Errorf("cannot allocate %d bytes: %w", floorFile, err)
-		}
-		// Allocated blocks still count as unwritten: writing zeros once turns them into plain ones.
-		zero := make([]byte, 1<<20)
-		for off := int64(0); off < floorFile; off += int64(len(zero)) {
-			if _, err := f.WriteAt(zero, off); err != nil {
-				return FloorTest{}, err
-			}
-		}
-		if err := f.Sync(); err != nil {
+		if err := preallocate(f); err != nil {
 			return FloorTest{}, err
 		}
 		return flushLoop(ctx, o, f, unix.Fdatasync, floorFile, nil)
 	})
+}
+
+// preallocate gives f its full length in blocks that count as written.
+func preallocate(f *os.File) error {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, floorFile); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("cannot allocate %d bytes: %w", floorFile, err)
+	}
+	// Allocated blocks still count as unwritten: writing zeros once turns them into plain ones.
+	zero := make([]byte, 1<<20)
+	for off := int64(0); off < floorFile; off += int64(len(zero)) {
+		if _, err := f.WriteAt(zero, off); err != nil {
+			return fmt.Errorf("cannot fill a file: %w", err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("cannot fill a file: %w", err)
+	}
+	return nil
 }
 
 func floorAppend(ctx context.Context, o FloorOptions) (FloorTest, error) {

@@ -14,8 +14,11 @@ const (
 	// loadBatchBytes and loadBatchItems bound one batch of the load phase.
 	loadBatchBytes = 256 << 10
 	loadBatchItems = 100
-	// loadAttempts of one batch: a put of the same keys is harmless to repeat, whatever became of the first.
-	loadAttempts = 5
+	// loadPatience is how long one batch is tried again: longer than a fail-over with an election that splits.
+	// A put of the same keys is harmless to repeat, whatever became of the first.
+	loadPatience = 15 * time.Second
+	loadPauseMin = 20 * time.Millisecond
+	loadPauseMax = 500 * time.Millisecond
 )
 
 // loadKeys writes every key of the plan once.
@@ -70,18 +73,27 @@ func loadBatch(ctx context.Context, t Target, p *plan, rng *rand.Rand, start, n 
 	for i := range keys {
 		keys[i], values[i] = p.keys.name(int64(start+i)), p.fill.value(rng)
 	}
-	pause := 20 * time.Millisecond
-	for attempt := 1; ; attempt++ {
-		err := t.PutMany(ctx, keys, values)
+	err := insist(ctx, t, func() error { return t.PutMany(ctx, keys, values) })
+	if err != nil {
+		return fmt.Errorf("cannot put keys %d to %d: %w", start, start+n-1, err)
+	}
+	return nil
+}
+
+// insist repeats f, which must be harmless to repeat, for loadPatience unless its error cannot pass.
+func insist(ctx context.Context, t Target, f func() error) error {
+	start, pause := time.Now(), loadPauseMin
+	for {
+		err := f()
 		if err == nil {
 			return nil
 		}
-		if k := t.Kind(err); attempt == loadAttempts || ctx.Err() != nil || k == KindDenied || k == KindRefused {
-			return fmt.Errorf("cannot put keys %d to %d: %w", start, start+n-1, err)
+		if k := t.Kind(err); time.Since(start) > loadPatience || ctx.Err() != nil || k == KindDenied || k == KindRefused {
+			return err
 		}
 		select {
 		case <-time.After(pause):
-			pause *= 2
+			pause = min(2*pause, loadPauseMax)
 		case <-ctx.Done():
 		}
 	}

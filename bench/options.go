@@ -44,8 +44,9 @@ type Options struct {
 	Batch int
 	// SkipLoad trusts that an earlier run has loaded the same keys.
 	SkipLoad bool
-	// ServerPID is the server's process on this machine, for its CPU time. Default 0: not measured.
-	ServerPID int
+	// ServerPIDs are the server's processes on this machine, whose CPU times are added up. Default none: not
+	// measured.
+	ServerPIDs []int
 	// Progress, when set, hears of the load phase from several goroutines, in order.
 	Progress func(done, total int)
 

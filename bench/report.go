@@ -15,15 +15,19 @@ import (
 // Report is the result of one run. Its JSON form is stable: fields are added, never changed. All
 // latencies and CPU times are microseconds.
 type Report struct {
-	Workload    string  `json:"workload"`
-	Machine     Machine `json:"machine"`
-	Target      string  `json:"target,omitempty"`
-	Keys        int     `json:"keys"`
-	ValueBytes  int     `json:"value_bytes"`
-	Connections int     `json:"connections,omitempty"`
-	Concurrency int     `json:"concurrency"`
-	Pipeline    int     `json:"pipeline"`
-	Seed        uint64  `json:"seed"`
+	Workload string  `json:"workload"`
+	Machine  Machine `json:"machine"`
+	Target   string  `json:"target,omitempty"`
+	// System names what was driven where it is not a KVStore, with its version.
+	System string `json:"system,omitempty"`
+	// Nodes is how many nodes the cluster has, 0 where that is not known.
+	Nodes       int    `json:"nodes,omitempty"`
+	Keys        int    `json:"keys"`
+	ValueBytes  int    `json:"value_bytes"`
+	Connections int    `json:"connections,omitempty"`
+	Concurrency int    `json:"concurrency"`
+	Pipeline    int    `json:"pipeline"`
+	Seed        uint64 `json:"seed"`
 	// Loop is closed, or open: then latencies count from the instant when an operation was due.
 	Loop          string  `json:"loop"`
 	WarmupSeconds float64 `json:"warmup_seconds"`
@@ -45,7 +49,8 @@ type Report struct {
 	Schedule *Schedule `json:"schedule,omitempty"`
 
 	ClientCPUMicrosPerOp float64 `json:"client_cpu_us_per_op,omitempty"`
-	// ServerCPUMicrosPerOp is 0 when the server's process is not known or not on this machine.
+	// ServerCPUMicrosPerOp is that of all nodes together; 0 when a server's process is not known or not on
+	// this machine.
 	ServerCPUMicrosPerOp float64 `json:"server_cpu_us_per_op,omitempty"`
 
 	Assertions []Verdict `json:"assertions,omitempty"`

@@ -1,34 +1,83 @@
 #!/usr/bin/env bash
-# The benchmark report of this machine: its floor, then a real node under put, get and mixed load at 1, 16
-# and 256 callers. Tables go to stdout, JSON lines to perf/out/. Needs bash and what `make build` needs.
+# The benchmark report of this machine: its floor, then one node and a cluster of three under load at 1, 16
+# and 256 callers, then fail-over; where there is an etcd, three nodes of it under the same load. Tables and
+# the verdict on the targets go to stdout, JSON lines to perf/out/. Needs bash and what `make build` needs.
 #
 #   BENCH_SECONDS   measured seconds of each run (default 5)
+#   BENCH_NODES     sizes to measure (default "1 3")
+#   BENCH_KILLS     leaders to kill for the fail-over (default 10; 0: none)
+#   BENCH_BIN       the binaries to measure (default bin, built if they are not there)
 #   BENCH_DIR       where the data lies: the disk that is measured (default perf/out)
+#   ETCD_BIN        an etcd server to compare with (default: the one in PATH, if any)
+#   BENCH_ETCD      1: build the pinned etcd if there is none (needs the network once); 0: no etcd at all
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${BENCH_SECONDS:-5}
+kills=${BENCH_KILLS:-10}
 out=perf/out
+bin=${BENCH_BIN:-bin}
 dir=${BENCH_DIR:-$out}
 mkdir -p "$out" "$dir"
 [[ -e $out/.gitignore ]] || echo '*' >"$out/.gitignore"
-[[ -x bin/kvstore && -x bin/kvbench ]] || make build >&2
+if [[ ! -x $bin/kvstore || ! -x $bin/kvbench ]]; then
+	[[ $bin == bin ]] || { echo "bench: no kvstore and kvbench in $bin" >&2; exit 2; }
+	make build >&2
+fi
 
 work=$(mktemp -d "$dir/bench.XXXXXX")
 report=$out/bench-$(date -u +%Y%m%dT%H%M%SZ).jsonl
-server=
+keepers=()
 
-# Ends our own server, by its process id, and removes its data.
+say() { echo "bench: $*" >&2; }
+
+# keep NAME COMMAND… runs a server with its process id in $work/NAME.pid, and again only when kill-node.sh
+# has ended it, two seconds later: by then the others have elected. Ends with the server on SIGTERM. Runs in
+# the background; the script ends it, not the terminal.
+keep() {
+	local name=$1 pid='' stopping=''
+	shift
+	trap - EXIT
+	trap '' INT
+	trap 'stopping=1; [[ -z $pid ]] || kill -TERM "$pid" 2>/dev/null || true' TERM
+	while :; do
+		"$@" >>"$work/$name.log" 2>&1 &
+		pid=$!
+		# The signal may have come before there was a process to pass it on to.
+		[[ -z $stopping ]] || kill -TERM "$pid" 2>/dev/null || true
+		echo "$pid" >"$work/$name.new"
+		mv "$work/$name.new" "$work/$name.pid"
+		# A signal ends wait early; wait once more then, until the server itself has ended.
+		while kill -0 "$pid" 2>/dev/null; do wait "$pid" 2>/dev/null || true; done
+		pid=''
+		[[ -z $stopping && -e $work/$name.killed ]] || break
+		rm "$work/$name.killed"
+		sleep 2 &
+		wait $! || true
+		[[ -z $stopping ]] || break
+	done
+	rm -f "$work/$name.pid"
+}
+
+# stop_servers ends our own servers in order, through their keepers, and waits for them.
+stop_servers() {
+	local k
+	for k in "${keepers[@]}"; do kill -TERM "$k" 2>/dev/null || true; done
+	for k in "${keepers[@]}"; do wait "$k" 2>/dev/null || true; done
+	keepers=()
+}
+
 finish() {
 	local code=$?
 	trap - EXIT
-	if [[ -n $server ]]; then
-		kill -TERM "$server" 2>/dev/null || true
-		wait "$server" 2>/dev/null || true
-	fi
-	if ((code != 0)) && [[ -s $work/server.log ]]; then
-		echo "bench: failed; the server's last words:" >&2
-		tail -n 30 "$work/server.log" >&2
+	stop_servers
+	if ((code != 0)); then
+		local log
+		for log in "$work"/*.log; do
+			[[ -s $log ]] || continue
+			say "failed; the last words in $(basename "$log"):"
+			tail -n 20 "$log" >&2
+		done
 	fi
 	rm -rf "$work"
 	exit "$code"
@@ -43,53 +92,164 @@ free_port() {
 	while port=$((port + 1)); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
 }
 
-# ready asks the node's /readyz.
+# ready PORT asks a node's /readyz.
 ready() {
 	local line=
-	{ exec 3<>"/dev/tcp/127.0.0.1/$metrics"; } 2>/dev/null || return 1
+	{ exec 3<>"/dev/tcp/127.0.0.1/$1"; } 2>/dev/null || return 1
 	printf 'GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
 	IFS= read -r -t 2 line <&3 || true
 	exec 3<&- 3>&-
 	[[ $line == *' 200 '* ]]
 }
 
-free_port; native=$port
-free_port; grpc=$port
-free_port; http=$port
-free_port; raft=$port
-free_port; metrics=$port
+# pids_of NAMES… sets $pids to their process ids with commas, waiting for their keepers to write them.
+pids_of() {
+	local name
+	pids=
+	for name in "$@"; do
+		for ((i = 0; i < 100; i++)); do [[ -s $work/$name.pid ]] && break || sleep 0.05; done
+		if [[ ! -s $work/$name.pid ]]; then
+			say "$name did not start"
+			exit 1
+		fi
+		pids+=${pids:+,}$(<"$work/$name.pid")
+	done
+}
 
-echo "bench: floor of $dir" >&2
-bin/kvbench floor --dir "$dir" -o json >>"$report"
+# start_cluster N starts a new cluster of N nodes and waits until all are ready. Sets $endpoints and $pids.
+start_cluster() {
+	local n=$1 i name names=() native=() grpc=() http=() raft=() metrics=() members='' found=()
+	for ((i = 0; i < n; i++)); do
+		name=kvstore-$n-$((i + 1)) names+=("$name")
+		free_port; native+=("$port")
+		free_port; grpc+=("$port")
+		free_port; http+=("$port")
+		free_port; metrics+=("$port")
+		free_port; raft+=("$port")
+		members+=${members:+,}$name=127.0.0.1:$port
+	done
+	((n == 1)) || found=(--initial-cluster "$members")
+	endpoints=
+	for ((i = 0; i < n; i++)); do
+		endpoints+=${endpoints:+,}127.0.0.1:${native[i]}
+		keep "${names[i]}" "$bin"/kvstore --node-id "${names[i]}" --data-dir "$work/${names[i]}" "${found[@]}" \
+			--listen "127.0.0.1:${native[i]}" --grpc-listen "127.0.0.1:${grpc[i]}" --http-listen "127.0.0.1:${http[i]}" \
+			--raft-listen "127.0.0.1:${raft[i]}" --metrics-listen "127.0.0.1:${metrics[i]}" &
+		keepers+=($!)
+	done
+	pids_of "${names[@]}"
+	local deadline=$((SECONDS + 30))
+	for ((i = 0; i < n; i++)); do
+		until ready "${metrics[i]}"; do
+			if [[ ! -e $work/${names[i]}.pid ]]; then
+				say "${names[i]} ended before it was ready"
+				exit 1
+			fi
+			if ((SECONDS > deadline)); then
+				say "${names[i]} was not ready after 30 seconds"
+				exit 1
+			fi
+			sleep 0.1
+		done
+	done
+}
 
-bin/kvstore --data-dir "$work/data" --listen "127.0.0.1:$native" --grpc-listen "127.0.0.1:$grpc" \
-	--http-listen "127.0.0.1:$http" --raft-listen "127.0.0.1:$raft" --metrics-listen "127.0.0.1:$metrics" \
-	>"$work/server.log" 2>&1 &
-server=$!
-for ((i = 0; ; i++)); do
-	if ready; then break; fi
-	if ! kill -0 "$server" 2>/dev/null; then
-		echo "bench: the server ended before it was ready" >&2
-		exit 1
-	fi
-	if ((i == 300)); then
-		echo "bench: the server was not ready after 30 seconds" >&2
-		exit 1
-	fi
-	sleep 0.1
-done
-
-load=()
-for workload in put get mixed; do
-	for callers in 1 16 256; do
-		echo "bench: $workload, $callers callers, ${seconds}s" >&2
-		bin/kvbench run --endpoints "127.0.0.1:$native" --server-pid "$server" --workload "$workload" --reads 0.95 \
-			--value-size 128 --concurrency "$callers" --duration "${seconds}s" "${load[@]}" -o json >>"$report"
+# drive DRIVER… measures what $endpoints name: the driver is a command that takes the flags of `kvbench run`.
+# $rows holds "WORKLOAD CALLERS" lines.
+drive() {
+	local workload callers load=()
+	while read -r workload callers; do
+		say "$title: $workload, $callers callers, ${seconds}s"
+		"$@" --endpoints "$endpoints" --server-pid "$pids" --workload "$workload" --reads 0.95 --value-size 128 \
+			--keys 100000 --concurrency "$callers" --duration "${seconds}s" "${load[@]}" </dev/null >>"$report"
 		# The first run that reads has loaded the keys.
 		[[ $workload == put ]] || load=(--skip-load)
+	done <<<"$rows"
+}
+
+rows_basic=$'put 1\nput 16\nput 256\nget 1\nget 16\nget 256'
+rows_all=$rows_basic$'\nmixed 1\nmixed 16\nmixed 256'
+
+# find_etcd sets $etcd and $etcdbench, or leaves them empty and says why.
+find_etcd() {
+	etcd=${ETCD_BIN:-$(command -v etcd || true)} etcdbench=
+	if [[ ${BENCH_ETCD:-} == 0 ]] || [[ -z $etcd && ${BENCH_ETCD:-} != 1 ]]; then
+		say "no etcd beside: BENCH_ETCD=1 builds the pinned one, ETCD_BIN names another"
+		etcd=
+		return
+	fi
+	# A copy of the module files, since the store's own may have moved on: building must not change the tree.
+	cp perf/etcdbench/go.mod "$out/etcdbench.mod"
+	cp perf/etcdbench/go.sum "$out/etcdbench.sum"
+	local build=(go build -C perf/etcdbench -trimpath -buildvcs=false -mod=mod "-modfile=$PWD/$out/etcdbench.mod")
+	if [[ -z $etcd ]]; then
+		say "building etcd"
+		if ! "${build[@]}" -o "$PWD/$out/etcd" go.etcd.io/etcd/server/v3 >&2; then
+			say "etcd is left out: it cannot be built"
+			return
+		fi
+		etcd=$out/etcd
+	fi
+	if ! "${build[@]}" -o "$PWD/$out/etcd-driver" . >&2; then
+		say "etcd is left out: its driver cannot be built"
+		etcd=
+		return
+	fi
+	etcdbench=$out/etcd-driver
+}
+
+# start_etcd starts three nodes of $etcd with their defaults. Sets $endpoints and $pids; the driver waits for
+# the leader.
+start_etcd() {
+	local i names=() client=() peer=() members=
+	for i in 0 1 2; do
+		names+=("etcd-$((i + 1))")
+		free_port; client+=("$port")
+		free_port; peer+=("$port")
+		members+=${members:+,}${names[i]}=http://127.0.0.1:$port
 	done
+	endpoints=
+	for i in 0 1 2; do
+		endpoints+=${endpoints:+,}127.0.0.1:${client[i]}
+		keep "${names[i]}" "$etcd" --name "${names[i]}" --data-dir "$work/${names[i]}" --log-level error \
+			--listen-client-urls "http://127.0.0.1:${client[i]}" --advertise-client-urls "http://127.0.0.1:${client[i]}" \
+			--listen-peer-urls "http://127.0.0.1:${peer[i]}" --initial-advertise-peer-urls "http://127.0.0.1:${peer[i]}" \
+			--initial-cluster "$members" --initial-cluster-state new --quota-backend-bytes $((8 << 30)) &
+		keepers+=($!)
+	done
+	pids_of "${names[@]}"
+}
+
+say "floor of $dir"
+"$bin"/kvbench floor --dir "$dir" -o json >>"$report"
+
+for nodes in ${BENCH_NODES:-1 3}; do
+	title="$nodes node(s)"
+	rows=$rows_all
+	((nodes == 1)) || rows+=$'\nycsb-a 256'
+	start_cluster "$nodes"
+	drive "$bin"/kvbench run -o json
+	if ((nodes > 1 && kills > 0)); then
+		say "$title: fail-over, $kills kills"
+		"$bin"/kvbench failover --endpoints "$endpoints" --kills "$kills" --kill "perf/kill-node.sh '$work' \$KVBENCH_LEADER_PID" \
+			-o json >>"$report"
+	fi
+	stop_servers
+	rm -rf "$work"/kvstore-*/
 done
 
-bin/kvbench report "$report"
+if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* ]]; then
+	find_etcd
+	if [[ -n $etcd ]]; then
+		title="etcd, 3 nodes"
+		rows=$rows_basic$'\nmixed 256'
+		start_etcd
+		drive "$etcdbench"
+		stop_servers
+	fi
+fi
+
 echo
-echo "values of 128 B, 100000 keys, mixed = 95 % reads, closed loop, one node, fsync on; JSON: $report"
+"$bin"/kvbench report "$report"
+echo
+echo "values of 128 B, 100000 keys, mixed = 95 % reads, closed loop, fsync on, servers and load on this machine; JSON: $report"

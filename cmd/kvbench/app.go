@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -47,7 +48,7 @@ func (e usageError) Unwrap() error { return e.err }
 // target is a bench.Target of a real cluster.
 type target interface {
 	bench.Target
-	// Status returns the cluster's status as JSON.
+	// Status returns the status of a node as JSON.
 	Status(ctx context.Context) ([]byte, error)
 	Close() error
 }
@@ -58,12 +59,12 @@ type app struct {
 	getenv   func(string) string
 	open     func(context.Context, bench.ClientOptions) (target, error)
 
-	endpoints []string
-	output    string
-	conns     int
-	timeout   time.Duration
-	noSession bool
-	serverPID int
+	endpoints  []string
+	output     string
+	conns      int
+	timeout    time.Duration
+	noSession  bool
+	serverPIDs []int
 }
 
 func newApp() *app {
@@ -115,7 +116,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the report: table or json")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.reportCmd(), a.versionCmd())
+	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.followerCmd(), a.failoverCmd(), a.reportCmd(), a.versionCmd())
 	return root
 }
 
@@ -158,7 +159,11 @@ func (a *app) prepare() error {
 		a.endpoints = []string{"127.0.0.1:7001"}
 	}
 	for i, e := range a.endpoints {
-		a.endpoints[i] = strings.TrimPrefix(e, "kv://") // as the server's banner prints it
+		e = strings.TrimPrefix(strings.TrimSpace(e), "kv://") // as the server's banner prints it
+		if host, port, err := net.SplitHostPort(e); err != nil || host == "" || port == "" {
+			return usageError{fmt.Errorf("endpoint %q is not HOST:PORT", e)}
+		}
+		a.endpoints[i] = e
 	}
 	return nil
 }
@@ -174,31 +179,4 @@ func (a *app) show(r report) error {
 		return r.WriteJSON(a.out)
 	}
 	return r.WriteTable(a.out)
-}
-
-// server is what a status tells about the server's process, when it is one of this machine.
-type server struct {
-	PID     int    `json:"pid"`
-	DataDir string `json:"data_dir"`
-}
-
-// findServer names the server's process. A pid that the server tells counts only when this machine has a
-// kvstore under that number.
-func (a *app) findServer(ctx context.Context, t target) (server, error) {
-	var s server
-	raw, err := t.Status(ctx)
-	if err != nil {
-		return s, fmt.Errorf("cannot ask the server for its status: %w", err)
-	}
-	// A server that says nothing of its process is simply not measured.
-	if json.Unmarshal(raw, &s) != nil || !bench.IsServerProcess(s.PID) {
-		s = server{}
-	}
-	if a.serverPID > 0 {
-		s.PID = a.serverPID
-		if _, err := bench.ProcessCPU(s.PID); err != nil {
-			return s, usageError{fmt.Errorf("--server-pid: %w", err)}
-		}
-	}
-	return s, nil
 }

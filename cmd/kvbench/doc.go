@@ -1,5 +1,5 @@
 // Command kvbench loads a KVStore cluster and reports throughput, latency and CPU time per operation; it
-// also measures the floor of the machine.
+// also measures fail-over, and the floor of the machine.
 //
 // What it does. Flags become bench.Options; package bench does the work. Reports go to stdout, progress
 // and remarks to stderr.
@@ -7,5 +7,6 @@
 // What it assumes. It writes below its own key prefix, so that it can run beside real data, though it
 // takes all the capacity it gets.
 //
-// What it never does. It deletes nothing, and calls no run good whose assertions failed: then it exits 1.
+// What it never does. It deletes nothing, starts and kills no server (that is the command's job that
+// `kvbench failover` is given), and calls no run good whose assertions failed: then it exits 1.
 package main

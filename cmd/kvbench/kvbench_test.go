@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"kvstore/bench"
-	"kvstore/client"
 	"kvstore/node"
 )
 
@@ -40,6 +39,14 @@ func openNode(t *testing.T) (endpoint string) {
 	return n.Addresses().Native
 }
 
+// The floor starts this program, which is the test binary here, as its followers.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == followerCommand {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
 func cli(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -54,19 +61,21 @@ func TestRun_EveryWorkload_RealNode_JSON(t *testing.T) {
 	endpoint := openNode(t)
 	for _, w := range bench.Workloads() {
 		code, out, errs := cli(t, "run", "--endpoints", endpoint, "--workload", w, "--keys", "500", "--value-size", "64", "--concurrency", "4",
-			"--duration", "150ms", "--warmup", "20ms", "--server-pid", "1", "-o", "json", "--assert", "errors==0", "--assert", "misses==0")
+			"--duration", "150ms", "--warmup", "20ms", "--server-pid", "1,"+strconv.Itoa(os.Getpid()), "-o", "json", "--assert", "errors==0", "--assert", "misses==0")
 		var rep struct {
 			Workload     string
 			Ops          uint64
 			Seconds      float64
 			OpsPerSecond float64 `json:"ops_per_second"`
 			Errors       *uint64
+			Nodes        int
+			ServerCPU    float64 `json:"server_cpu_us_per_op"`
 			Operations   map[string]map[string]float64
 		}
 		if err := json.Unmarshal([]byte(out), &rep); err != nil {
 			t.Fatalf("%s: %v in %q (%s)", w, err, out, errs)
 		}
-		if code != 0 || rep.Workload != w || rep.Ops == 0 || rep.Seconds <= 0 || rep.OpsPerSecond <= 0 || rep.Errors == nil || len(rep.Operations) == 0 {
+		if code != 0 || rep.Workload != w || rep.Ops == 0 || rep.Seconds <= 0 || rep.OpsPerSecond <= 0 || rep.Errors == nil || len(rep.Operations) == 0 || rep.Nodes != 1 || rep.ServerCPU <= 0 {
 			t.Errorf("%s: exit %d, %s\n%s", w, code, out, errs)
 		}
 		for name, op := range rep.Operations {
@@ -99,6 +108,8 @@ func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
 	for _, args := range [][]string{
 		{"fly"}, {"run", "extra"}, {"run", "--nope"}, {"run", "-o", "xml"}, {"run", "--workload", "nonsense"}, {"run", "--assert", "p99(put)"}, {"run", "--reads", "2"},
 		{"run", "--workload", "ycsb-e", "--pipeline", "2"}, {"run", "--conns", "0"}, {"run", "--duration", "0"}, {"floor", "--duration", "0s"}, {"report"}, {"report", "x", "-o", "json"},
+		{"run", "--endpoints", "127.0.0.1"}, {"run", "--endpoints", "127.0.0.1:1,,127.0.0.1:2"}, {"run", "--server-pid", "x"}, {"failover"}, {"failover", "--kill", "true", "--kills", "0"},
+		{"failover", "--kill", "true", "--settle", "2m"}, {"failover", "--kill", "true", "--server-pid", "1"}, {followerCommand, "extra"},
 	} {
 		code, out, errs := cli(t, args...)
 		if code != exitUsage || out != "" || !strings.Contains(errs, "see `kvbench --help`") {
@@ -133,12 +144,17 @@ func TestReport_LinesOfFloorAndRun_Tables(t *testing.T) {
 	if err := rep.WriteJSON(&run); err != nil {
 		t.Fatal(err)
 	}
+	fail := bench.FailoverReport{Nodes: 3, Kills: []bench.KillReport{{Leader: "node-2", Gap: 9e5}}, P50: 9e5, P99: 9e5}
+	if err := fail.WriteJSON(&run); err != nil {
+		t.Fatal(err)
+	}
 	name := filepath.Join(dir, "out.jsonl")
 	if err := os.WriteFile(name, []byte(floor+run.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	code, out, errs := cli(t, "report", name)
-	if code != 0 || !strings.Contains(out, "fdatasync of 4 KiB, appended") || !strings.Contains(out, "put       16       put  7") {
+	if code != 0 || !strings.Contains(out, bench.FloorReplicatedSequential) || !strings.Contains(out, "put       16       put  7") ||
+		!strings.Contains(out, "1     node-2") || !strings.Contains(out, "p50 ≤ 1.50s: 900.00ms (1 kills)") {
 		t.Errorf("exit %d\n%s\n%s", code, out, errs)
 	}
 	if err := os.WriteFile(name, []byte("{}\n"), 0o644); err != nil {
@@ -148,27 +164,3 @@ func TestReport_LinesOfFloorAndRun_Tables(t *testing.T) {
 		t.Errorf("a line that is no report: exit %d, %s", code, errs)
 	}
 }
-
-// A pid that a server tells counts only when it is a kvstore of this machine.
-func TestFindServer_ForeignPID_NotMeasured(t *testing.T) {
-	a := &app{}
-	s, err := a.findServer(t.Context(), statusTarget{text: `{"pid":1,"data_dir":"/x"}`})
-	if err != nil || s != (server{}) {
-		t.Errorf("%+v, %v", s, err)
-	}
-	a.serverPID = os.Getpid()
-	if s, err = a.findServer(t.Context(), statusTarget{text: `[]`}); err != nil || s.PID != os.Getpid() {
-		t.Errorf("%+v, %v", s, err)
-	}
-	if _, err = a.findServer(t.Context(), statusTarget{err: client.ErrUnavailable}); !errors.Is(err, client.ErrUnavailable) {
-		t.Errorf("%v", err)
-	}
-}
-
-type statusTarget struct {
-	target
-	text string
-	err  error
-}
-
-func (s statusTarget) Status(context.Context) ([]byte, error) { return []byte(s.text), s.err }

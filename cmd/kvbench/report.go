@@ -19,45 +19,38 @@ const reportLineMax = 16 << 20
 func (a *app) reportCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "report FILE…", Short: "Show reports of -o json as tables", Args: cobra.MinimumNArgs(1),
-		Long:    "Show the lines that `kvbench run -o json` and `kvbench floor -o json` wrote: the floor first, then all runs in one table.",
+		Long: `Show the lines that run, floor and failover wrote with -o json: the floor, the runs of each system and size in a
+table of their own, fail-overs, ratios between them, and where three nodes were measured, which targets they met.`,
 		Example: `  kvbench report perf/out/*.jsonl`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if a.output != "table" {
 				return usageError{errors.New("report only writes tables: its input is the JSON")}
 			}
-			var floors []*bench.FloorReport
-			var runs []*bench.Report
+			var all bench.Results
 			for _, name := range args {
 				f, err := os.Open(name)
 				if err != nil {
 					return fmt.Errorf("cannot read reports: %w", err)
 				}
-				err = readReports(f, &floors, &runs)
+				err = readReports(f, &all)
 				if err = errors.Join(err, f.Close()); err != nil {
 					return fmt.Errorf("cannot read reports of %s: %w", name, err)
 				}
 			}
-			for _, f := range floors {
-				if err := f.WriteTable(a.out); err != nil {
-					return err
-				}
-				if _, err := fmt.Fprintln(a.out); err != nil {
-					return fmt.Errorf("cannot write report: %w", err)
-				}
-			}
-			return bench.WriteSummary(a.out, runs)
+			return all.WriteTable(a.out)
 		},
 	}
 }
 
-// readReports sorts lines by what they are: a floor has tests, a run has operations.
-func readReports(r io.Reader, floors *[]*bench.FloorReport, runs *[]*bench.Report) error {
+// readReports sorts lines by what they are: a floor has tests, a run has operations, a fail-over has kills.
+func readReports(r io.Reader, all *bench.Results) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, reportLineMax)
 	for n := 1; sc.Scan(); n++ {
 		var kind struct {
 			Tests      json.RawMessage `json:"tests"`
 			Operations json.RawMessage `json:"operations"`
+			Kills      json.RawMessage `json:"kills"`
 		}
 		err := json.Unmarshal(sc.Bytes(), &kind)
 		switch {
@@ -65,13 +58,17 @@ func readReports(r io.Reader, floors *[]*bench.FloorReport, runs *[]*bench.Repor
 		case kind.Tests != nil:
 			f := new(bench.FloorReport)
 			err = json.Unmarshal(sc.Bytes(), f)
-			*floors = append(*floors, f)
+			all.Floors = append(all.Floors, f)
 		case kind.Operations != nil:
 			rep := new(bench.Report)
 			err = json.Unmarshal(sc.Bytes(), rep)
-			*runs = append(*runs, rep)
+			all.Runs = append(all.Runs, rep)
+		case kind.Kills != nil:
+			rep := new(bench.FailoverReport)
+			err = json.Unmarshal(sc.Bytes(), rep)
+			all.Failovers = append(all.Failovers, rep)
 		default:
-			err = errors.New("neither a run nor a floor")
+			err = errors.New("neither a run nor a floor nor a fail-over")
 		}
 		if err != nil {
 			return fmt.Errorf("line %d: %w", n, err)

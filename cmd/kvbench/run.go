@@ -13,13 +13,18 @@ import (
 	"kvstore/bench"
 )
 
-// connectFlags are those of every command that talks to a cluster.
-func (a *app) connectFlags(f *pflag.FlagSet) {
+// clusterFlags are those of every command that talks to a cluster.
+func (a *app) clusterFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,… (default KVCTL_ENDPOINTS, else 127.0.0.1:7001)")
 	f.IntVar(&a.conns, "conns", 1, "connections per node, shared by all callers")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one operation may take")
 	f.BoolVar(&a.noSession, "no-session", false, "send writes without a session: no exactly-once retries")
-	f.IntVar(&a.serverPID, "server-pid", 0, "the server's process, for its CPU time (default: as the server says, when it runs here)")
+}
+
+// connectFlags are those of the commands that measure load.
+func (a *app) connectFlags(f *pflag.FlagSet) {
+	a.clusterFlags(f)
+	f.IntSliceVar(&a.serverPIDs, "server-pid", nil, "the servers' processes, PID,…, for their CPU time together (default: as the nodes say, when all of them run here)")
 }
 
 func (a *app) runCmd() *cobra.Command {
@@ -65,7 +70,7 @@ a number; exit code 1 when one does not hold.`,
 			if err := o.Validate(); err != nil {
 				return usageError{err}
 			}
-			return a.withTarget(cmd.Context(), func(t target, s server) error { return a.runWorkload(cmd.Context(), t, s, o, as) })
+			return a.withTarget(cmd.Context(), func(t target, s servers) error { return a.runWorkload(cmd.Context(), t, s, o, as) })
 		},
 	}
 	f := c.Flags()
@@ -89,8 +94,9 @@ a number; exit code 1 when one does not hold.`,
 	return c
 }
 
-func (a *app) runWorkload(ctx context.Context, t target, s server, o bench.Options, as []bench.Assertion) error {
-	o.ServerPID = s.PID
+func (a *app) runWorkload(ctx context.Context, t target, s servers, o bench.Options, as []bench.Assertion) error {
+	a.remark(s.remark)
+	o.ServerPIDs = s.pids
 	o.Progress = a.loadProgress()
 	rep, err := bench.Run(ctx, t, o)
 	if rep == nil {
@@ -110,15 +116,23 @@ func (a *app) runWorkload(ctx context.Context, t target, s server, o bench.Optio
 	return nil
 }
 
+// remark tells something on stderr, if there is something to tell.
+func (a *app) remark(text string) {
+	if text != "" {
+		fmt.Fprintln(a.err, text)
+	}
+}
+
 // describe adds what only the caller of bench knows.
-func (a *app) describe(rep *bench.Report, s server) {
+func (a *app) describe(rep *bench.Report, s servers) {
 	rep.Target = strings.Join(a.endpoints, ",")
 	rep.Connections = a.conns
-	rep.Machine = bench.ReadMachine(s.DataDir)
+	rep.Nodes = s.nodes
+	rep.Machine = bench.ReadMachine(s.dataDir)
 }
 
 // withTarget opens a cluster, hands it to f and closes it.
-func (a *app) withTarget(ctx context.Context, f func(target, server) error) error {
+func (a *app) withTarget(ctx context.Context, f func(target, servers) error) error {
 	if a.conns < 1 || a.conns > 64 || a.timeout <= 0 {
 		return usageError{fmt.Errorf("--conns is %d and --timeout is %v: 1 to 64 connections, and a time above 0", a.conns, a.timeout)}
 	}
@@ -128,7 +142,7 @@ func (a *app) withTarget(ctx context.Context, f func(target, server) error) erro
 	if err != nil {
 		return err
 	}
-	s, err := a.findServer(octx, t)
+	s, err := a.findServers(octx, t)
 	if err == nil {
 		err = f(t, s)
 	}
@@ -160,14 +174,15 @@ func (a *app) quickCmd() *cobra.Command {
 		Long: `Measure for about ten seconds and compare with the latencies and the throughput that the specification promises.
 Exit code 1 when an operation failed, and with --strict when a target is missed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withTarget(cmd.Context(), func(t target, s server) error {
-				o.ServerPID = s.PID
+			return a.withTarget(cmd.Context(), func(t target, s servers) error {
+				a.remark(s.remark)
+				o.ServerPIDs = s.pids
 				fmt.Fprintln(a.err, "measuring for about 10 seconds…")
 				q, err := bench.Quick(cmd.Context(), t, o)
 				if err != nil {
 					return err
 				}
-				q.Machine = bench.ReadMachine(s.DataDir)
+				q.Machine = bench.ReadMachine(s.dataDir)
 				for _, rep := range q.Runs {
 					a.describe(rep, s)
 				}
@@ -185,29 +200,5 @@ Exit code 1 when an operation failed, and with --strict when a target is missed.
 	c.Flags().BoolVar(&strict, "strict", false, "exit 1 when a target is missed")
 	c.Flags().Uint64Var(&o.Seed, "seed", 1, "makes keys, values and operations repeatable")
 	c.Flags().StringVar(&o.KeyPrefix, "key-prefix", "kvbench/", "prefix of all keys that are written")
-	return c
-}
-
-func (a *app) floorCmd() *cobra.Command {
-	var o bench.FloorOptions
-	c := &cobra.Command{
-		Use: "floor", Short: "Measure what this machine can do at all", Args: noArgs,
-		Long: `Measure disk flushes in --dir, round trips over loopback, and memory copies: no server on this machine is faster.
-Needs no server. The disk tests write up to 256 MiB and remove it.`,
-		Example: `  kvbench floor --dir /var/lib/kvstore`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.Duration < time.Millisecond || o.Duration > time.Minute {
-				return usageError{fmt.Errorf("--duration is %v: it must be between 1ms and 1m", o.Duration)}
-			}
-			fmt.Fprintf(a.err, "measuring for about %v…\n", 6*o.Duration)
-			rep, err := bench.Floor(cmd.Context(), o)
-			if err != nil {
-				return err
-			}
-			return a.show(rep)
-		},
-	}
-	c.Flags().StringVar(&o.Dir, "dir", ".", "where to measure the disk")
-	c.Flags().DurationVar(&o.Duration, "duration", time.Second, "time of each test")
 	return c
 }
