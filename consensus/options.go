@@ -219,7 +219,7 @@ func (o Options) withDefaults() Options {
 		o.crash = func(string) {}
 	}
 	if o.vfs == nil {
-		o.vfs = fs.New()
+		o.vfs = dataSyncFS{fs.New()}
 	}
 	if o.meta == nil {
 		o.meta = func(m types.MetaStore) types.MetaStore { return m }
