@@ -61,6 +61,8 @@ type Group struct {
 	epoch     uint64 // counts gains and losses of leadership
 	readyOnce bool   // ready is closed
 	underway  int    // changes of the configuration
+	// failed holds, by id, the transfers of leadership that failed.
+	failed map[string]failedTransfer
 
 	// snapshotMu is held while raft takes a snapshot.
 	snapshotMu sync.Mutex
@@ -111,6 +113,7 @@ func Open(ctx context.Context, o Options, sm StateMachine) (_ *Group, err error)
 		running:  running,
 		cancel:   cancel,
 		closed:   make(chan struct{}),
+		failed:   make(map[string]failedTransfer),
 	}
 	defer func() {
 		if err != nil {
@@ -259,6 +262,12 @@ func (g *Group) start(ctx context.Context) error {
 func (g *Group) bootstrap(ctx context.Context, config *raft.Config, voteExists bool) error {
 	founders := g.o.Founders
 	if len(founders) < 2 {
+		if g.transport.met() {
+			// A lone voter meets nobody before it exists. Here a cluster's log and vote were deleted, or its
+			// founding was begun and is to be gone on with.
+			return fmt.Errorf("%w in %q: the file of known nodes names others, but there is neither a log nor a vote: this node would begin a group of its own beside theirs. Start it with the founders that it was first started with, or, if their cluster never ran, with an empty data directory; if it has lost its log, remove this member (kvctl member remove), then let it join again with an empty data directory",
+				ErrContradiction, g.o.Dir)
+		}
 		founders = []Member{{ID: g.o.NodeID, Address: g.o.Address}}
 	} else {
 		if !slices.ContainsFunc(founders, func(m Member) bool { return m.ID == g.o.NodeID && m.Address == g.o.Address }) {
@@ -467,9 +476,9 @@ func (g *Group) compact() {
 const handoverTimeout = time.Second
 
 // Close refuses new proposals, waits until those in flight are answered, hands leadership to another
-// voter if there is one in reach (for at most a second), shuts raft down and closes the log. When ctx ends first, what is still unanswered is answered with ErrUnknown and the rest is closed
-// as far as it goes; the error then says what was not done. Later calls wait for the first and return
-// its result.
+// voter if there is one in reach (for at most a second), shuts raft down and closes the log. When ctx ends
+// first, what is still unanswered is answered with ErrUnknown and the rest is closed as far as it goes; the
+// error then says what was not done. Later calls wait for the first and return its result.
 func (g *Group) Close(ctx context.Context) error {
 	g.closeOnce.Do(func() {
 		g.closeErr = g.close(ctx)

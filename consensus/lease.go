@@ -33,7 +33,8 @@ type peerAck struct {
 type ackBook struct {
 	// Immutable.
 	self raft.ServerID
-	// voters appends the voters of the latest configuration, committed or not, to its argument.
+	// voters appends the voters of the latest configuration, committed or not, to its argument. It is called
+	// under mu.
 	voters func([]raft.ServerID) []raft.ServerID
 
 	mu sync.Mutex
@@ -88,8 +89,11 @@ const (
 func (b *ackBook) confirmed(term uint64) int64 {
 	var idBuf [membersMax]raft.ServerID
 	var timeBuf [membersMax]int64
-	voters, times := b.voters(idBuf[:0]), timeBuf[:0]
+	times := timeBuf[:0]
 	b.mu.Lock()
+	// Under mu: no acknowledgement that counts came after the configuration was asked for. Otherwise one of
+	// a voter that was replaced twice over meanwhile could count for more than the old configuration can say.
+	voters := b.voters(idBuf[:0])
 	for _, v := range voters {
 		at := int64(neverConfirmed)
 		if v == b.self {

@@ -237,3 +237,18 @@ func TestLease_AnyNetwork_NoMajorityIsFreeWhileItIsHeld(t *testing.T) {
 		t.Error("the model does not notice a lease that is too long")
 	}
 }
+
+func TestConfirmed_VotersAndAcknowledgements_AreOfOneMoment(t *testing.T) {
+	var b *ackBook
+	b = newAckBook("a", func(ids []raft.ServerID) []raft.ServerID {
+		if b.mu.TryLock() {
+			b.mu.Unlock()
+			t.Error("an acknowledgement could come between the configuration and its use")
+		}
+		return append(ids, "a", "b", "c")
+	})
+	b.record(ack{peer: "b", term: 3, sentAt: 7})
+	if q := b.confirmed(3); q != 7 {
+		t.Errorf("confirmed at %d", q)
+	}
+}

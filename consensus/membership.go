@@ -96,7 +96,8 @@ func (g *Group) Promote(ctx context.Context, id string) error {
 }
 
 // Remove takes a member out of the group; it never takes the last voter. A leader that removes itself
-// steps down once that is committed. Errors as with AddLearner; an id that is no member is no error.
+// gives up its lease, and steps down once that is committed. Errors as with AddLearner; an id that is no
+// member is no error.
 func (g *Group) Remove(ctx context.Context, id string) error {
 	return g.change(ctx, "remove "+id, func(members []Member, timeout time.Duration) (raft.IndexFuture, error) {
 		voters, found := 0, Member{}
@@ -113,6 +114,11 @@ func (g *Group) Remove(ctx context.Context, id string) error {
 			return nil, nil
 		case found.Voter && voters == 1:
 			return nil, fmt.Errorf("%w: %s is the last voter", ErrNotProposed, id)
+		}
+		if id == g.o.NodeID {
+			// From now on this node may lead without a vote. If one voter is left, that one stands as soon as
+			// it starts, and needs nobody else: what it promised before it restarted binds it no longer.
+			g.revokeLease()
 		}
 		return g.raft.RemoveServer(raft.ServerID(id), 0, timeout), nil
 	})
@@ -198,7 +204,8 @@ func (g *Group) refreshLoneLocked() {
 // Transfer hands leadership to the voter id, or to the one that is furthest when id is empty. It gives
 // up the read lease of this term first, for good: if the transfer fails, reads are confirmed by
 // ReadIndex until the next election. Meanwhile proposals fail with ErrNotProposed. It returns nil once
-// this node no longer leads; that the other one does is likely, not sure.
+// this node no longer leads; that the other one does is likely, not sure. After a failure the same node is
+// asked again in the same term only once it has what it was missing then.
 func (g *Group) Transfer(ctx context.Context, id string) error {
 	term, ok := g.LeaderTerm()
 	if !ok {
@@ -218,8 +225,30 @@ func (g *Group) Transfer(ctx context.Context, id string) error {
 		case errors.Is(err, raft.ErrNotLeader):
 			return ErrNotLeader
 		}
+		g.leadershipMu.Lock()
+		g.failed[target.ID] = failedTransfer{term: term, last: g.raft.LastIndex()}
+		g.leadershipMu.Unlock()
 		return fmt.Errorf("cannot hand leadership to %s: %w", target.ID, err)
 	})
+}
+
+// failedTransfer is a transfer of leadership that failed in term, when the log ended at last. raft asks the
+// replicator of the target to hurry, through a channel with one place, and does not take the question back
+// when its time is over. While the replicator is busy, with a node that does not answer or with a snapshot,
+// a second question would wait, and with it raft, which refuses all proposals meanwhile; and should this
+// node lose its leadership then, also those of all later terms.
+type failedTransfer struct{ term, last uint64 }
+
+// stuck tells whether raft's replicator may still have the question of a transfer to id that failed.
+func (g *Group) stuck(id string, term uint64) bool {
+	g.leadershipMu.Lock()
+	f, ok := g.failed[id]
+	g.leadershipMu.Unlock()
+	if !ok || f.term != term {
+		return false
+	}
+	a, ok := g.book.of(raft.ServerID(id), term)
+	return !ok || a.match < f.last
 }
 
 // successor picks who is to lead next.
@@ -234,12 +263,15 @@ func (g *Group) successor(id string, term uint64) (Member, error) {
 		if !m.Voter || m.ID == g.o.NodeID {
 			continue
 		}
+		if id == m.ID && g.stuck(id, term) {
+			return Member{}, fmt.Errorf("%w: handing leadership to %s has failed, and it still lags behind", ErrNotProposed, id)
+		}
 		if id == m.ID {
 			return m, nil
 		}
 		a, ok := g.book.of(raft.ServerID(m.ID), term)
 		fresh := ok && now-a.sentAt < int64(g.o.HeartbeatTimeout)
-		if id == "" && fresh && (best.ID == "" || a.match > bestMatch) {
+		if id == "" && fresh && !g.stuck(m.ID, term) && (best.ID == "" || a.match > bestMatch) {
 			best, bestMatch = m, a.match
 		}
 	}

@@ -61,11 +61,32 @@ const (
 	retryPauseMax = 100 * time.Millisecond
 )
 
-// AppendEntries implements raft.Transport. While the member cannot be reached, the call goes on trying
+// errDeposed is why a request that raft put together as a leader is not sent.
+var errDeposed = errors.New("this node does not lead the term of the request any more")
+
+// leadsOnceStarted is leads for raft's own goroutines, which run before raft is known here.
+func (g *Group) leadsOnceStarted(term uint64) bool {
+	<-g.started
+	return g.leads(term)
+}
+
+// AppendEntries implements raft.Transport.
+//
+// A request with entries goes out only if this node still leads its term when it has been put together:
+// raft reads the entry before the first and then the others one by one, on a goroutine that a deposition
+// does not stop. If the next leader's entries take the place of the tail in between, the request would
+// carry them behind an entry of the old tail, and a follower that holds that one would take them: two logs
+// would agree in an entry and differ before it. raft leaves the state of a leader before it touches the
+// log, so that whoever leads afterwards has read one log.
+//
+// While the member cannot be reached, the call goes on trying
 // instead of failing: raft waits twice as long after each failure, up to 10 seconds, whatever happens
 // meanwhile, and would leave a node that has come back alone for as long. It fails as soon as raft would
 // not want it any more. Heartbeats have a rhythm of their own.
 func (t networkTransport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if len(args.Entries) > 0 && !t.g.leadsOnceStarted(args.Term) {
+		return errDeposed
+	}
 	err := t.Transport.AppendEntries(id, address, args, resp)
 	if err == nil || len(args.Entries) == 0 && args.PrevLogEntry == 0 {
 		return err
@@ -83,8 +104,7 @@ func (t networkTransport) AppendEntries(id raft.ServerID, address raft.ServerAdd
 
 // wants tells whether this node leads term and has a member id at address.
 func (g *Group) wants(id raft.ServerID, address raft.ServerAddress, term uint64) bool {
-	<-g.started
-	return g.leads(term) && slices.ContainsFunc(g.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool {
+	return g.leadsOnceStarted(term) && slices.ContainsFunc(g.raft.GetConfiguration().Configuration().Servers, func(s raft.Server) bool {
 		return s.ID == id && s.Address == address
 	})
 }
@@ -103,6 +123,9 @@ func (t networkTransport) join(j *Joined) error {
 	}
 	return t.SetJoined(j.Cluster, j.History, bound)
 }
+
+// met implements transport.
+func (t networkTransport) met() bool { return t.Met() }
 
 // found implements transport.
 func (t networkTransport) found(ctx context.Context, founders []Member) error {
@@ -139,6 +162,9 @@ type node struct{ g *Group }
 
 // CurrentTerm implements peer.Node.
 func (n node) CurrentTerm() uint64 { return n.g.raft.CurrentTerm() }
+
+// Follows implements peer.Node.
+func (n node) Follows() bool { return n.g.raft.State() == raft.Follower }
 
 // Applied implements peer.Node.
 func (n node) Applied() uint64 { return n.g.sm.Applied() }

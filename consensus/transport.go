@@ -25,6 +25,8 @@ type transport interface {
 	start(n node)
 	// found waits until all founders of a new group know each other, or one refuses.
 	found(ctx context.Context, founders []Member) error
+	// met tells whether this node was ever told of others, or met them.
+	met() bool
 	// join notes what the cluster told about its members.
 	join(j *Joined) error
 	// connections returns what is known of the other nodes, by id.
@@ -74,6 +76,9 @@ func (t *soloTransport) start(node) {}
 
 // found implements transport.
 func (t *soloTransport) found(context.Context, []Member) error { return errNoPeers }
+
+// met implements transport.
+func (t *soloTransport) met() bool { return false }
 
 // join implements transport.
 func (t *soloTransport) join(*Joined) error { return errNoPeers }

@@ -133,6 +133,8 @@ func (t *Transport) heed(req *raft.TimeoutNowRequest) error {
 	}
 	// raft may still move to another term before it sees the message. RequestVote compares with this.
 	t.ordered.Store(term)
+	t.orders++
+	t.standing.Store(t.orders)
 	req.Addr = plain
 	return nil
 }
@@ -145,40 +147,73 @@ func (t *Transport) filterAppend(rpc raft.RPC, req *raft.AppendEntriesRequest) {
 		req.LeaderCommitIndex = verified
 	}
 	n := t.bound()
-	if n == nil || len(req.Entries) == 0 || req.Term < n.CurrentTerm() {
+	if n == nil || req.Term < n.CurrentTerm() {
 		t.forward(rpc)
 		return
 	}
-	t.waiting.note(req, n.Applied())
-	until, over := t.waiting.over(t.o.HoldBytes, heldAppendsMax)
-	if !over {
+	h := heldAnswer{n: n, term: req.Term, to: rpc.RespChan, standing: t.standing.Load()}
+	over := false
+	if len(req.Entries) > 0 {
+		t.waiting.note(req, n.Applied())
+		h.until, over = t.waiting.over(t.o.HoldBytes, heldAppendsMax)
+	}
+	if !over && h.standing == 0 {
 		t.forward(rpc)
 		return
 	}
-	// raft's main goroutine, which answers heartbeats too, would stop in the end if the leader went on.
 	own := make(chan raft.RPCResponse, 1)
+	h.from, h.deadline = own, time.Now().Add(t.o.Timeout/2)
 	held := rpc
 	held.RespChan = own
 	t.wg.Add(1)
-	go t.hold(n, own, rpc.RespChan, until, time.Now().Add(t.o.Timeout/2)) // owned by Transport; ends with the answer or Close
+	go t.hold(&h) // owned by Transport; ends with the answer or Close
 	t.forward(held)
 }
 
+// heldAnswer is the answer to an AppendEntries on its way. Immutable.
+type heldAnswer struct {
+	n    Node
+	from <-chan raft.RPCResponse
+	to   chan<- raft.RPCResponse
+	// until is what must be applied before a success may go, at the latest at deadline; 0: nothing. Otherwise
+	// raft's main goroutine, which answers heartbeats too, would stop in the end if the leader went on.
+	until    uint64
+	deadline time.Time
+	// term is that of the request. standing: raft may still stand in the election that the TimeoutNow of this
+	// number asked for; 0: in none.
+	term     uint64
+	standing uint64
+}
+
+var errStanding = errors.New("this node stands for election and promises nothing")
+
 // hold passes an answer on once this node has applied what it must have, or at the deadline.
-func (t *Transport) hold(n Node, from <-chan raft.RPCResponse, to chan<- raft.RPCResponse, until uint64, deadline time.Time) {
+//
+// A candidate by order stays one when the leader of its own term writes to it, unlike any other: it answers
+// with success, and stands again whenever its time is over, although the leader takes the answer for the
+// promise to wait. Such an answer becomes an error.
+func (t *Transport) hold(h *heldAnswer) {
 	defer t.wg.Done()
 	var answer raft.RPCResponse
 	select {
-	case answer = <-from:
+	case answer = <-h.from:
 	case <-t.ctx.Done():
 		return
 	}
 	if r, ok := answer.Response.(*raft.AppendEntriesResponse); ok && r.Success {
-		for n.Applied() < until && time.Now().Before(deadline) {
+		for h.n.Applied() < h.until && time.Now().Before(h.deadline) {
 			if !pause(t.ctx, holdPoll) {
 				return
 			}
 		}
+		if h.standing != 0 {
+			if h.n.Follows() && h.n.CurrentTerm() == h.term {
+				// That is over: the request was given to raft after the order.
+				t.standing.CompareAndSwap(h.standing, 0)
+			} else {
+				answer = raft.RPCResponse{Response: &raft.AppendEntriesResponse{RPCHeader: t.header()}, Error: errStanding}
+			}
+		}
 	}
-	to <- answer // one answer per message, and the library's channel holds one
+	h.to <- answer // one answer per message, and the library's channel holds one
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -387,5 +388,43 @@ func TestBacklog_ManySmallAppends_CountByNumberAndStayBounded(t *testing.T) {
 	}
 	if _, over := noops.over(0, 0); over || len(noops.items) != 0 {
 		t.Error("entries that the state machine never sees count")
+	}
+}
+
+// A candidate by order answers its term's leader with success and stays a candidate (raft spares it the way
+// back to a follower): its answer is no promise to wait, and must not count for a lease.
+func TestAppend_CandidateByOrder_AnswerIsNoPromise(t *testing.T) {
+	var acks atomic.Int64
+	a, b := pair(t, func(a, _ *Options) { a.OnAck = func(Ack) { acks.Add(1) } }, agree)
+	n := newFakeNode(4)
+	b.Bind(n)
+	if err := beat(a, b, 4); err != nil || acks.Load() != 1 {
+		t.Fatalf("%v, %d acks", err, acks.Load())
+	}
+	var resp raft.TimeoutNowResponse
+	if err := a.TimeoutNow("node-2", b.LocalAddr(), &raft.TimeoutNowRequest{RPCHeader: a.header()}, &resp); err != nil {
+		t.Fatal(err)
+	}
+	n.stands.Store(true)
+	n.term.Store(5)
+	for range 2 {
+		if err := beat(a, b, 5); err == nil || acks.Load() != 1 {
+			t.Errorf("%v, %d acks", err, acks.Load())
+		}
+	}
+	// It followed for a moment, but has gone on to another term since.
+	n.stands.Store(false)
+	n.term.Store(4)
+	if err := beat(a, b, 5); err == nil || acks.Load() != 1 {
+		t.Errorf("%v, %d acks", err, acks.Load())
+	}
+	n.term.Store(5)
+	for range 2 {
+		if err := beat(a, b, 5); err != nil {
+			t.Error(err)
+		}
+	}
+	if acks.Load() != 3 || b.standing.Load() != 0 {
+		t.Errorf("%d acks, order %d is still open", acks.Load(), b.standing.Load())
 	}
 }

@@ -243,8 +243,11 @@ func TestSetFounders_ChangedList_CountsOnlyBeforeFounding(t *testing.T) {
 	if err := tr.Found(shortContext(t)); err != nil { // alone
 		t.Fatal(err)
 	}
-	if err := tr.SetFounders(two); err != nil {
-		t.Fatal(err)
+	if err := tr.SetFounders(two); err == nil {
+		t.Error("the list of a founding that is over was changed")
+	}
+	if err := tr.SetFounders(list); err != nil {
+		t.Error(err)
 	}
 	if got := tr.book.read(); len(got.founders) != 1 || got.hash != hashFounders(0, list) {
 		t.Errorf("founders = %+v", got.founders)

@@ -18,6 +18,7 @@ import (
 // fakeNode is a Node that does as it is told.
 type fakeNode struct {
 	term, applied atomic.Uint64
+	stands        atomic.Bool
 
 	mu      sync.Mutex
 	entries map[uint64]uint64
@@ -30,6 +31,7 @@ func newFakeNode(term uint64) *fakeNode {
 }
 
 func (n *fakeNode) CurrentTerm() uint64 { return n.term.Load() }
+func (n *fakeNode) Follows() bool       { return !n.stands.Load() }
 func (n *fakeNode) Applied() uint64     { return n.applied.Load() }
 func (n *fakeNode) EntryTerm(i uint64) (uint64, bool) {
 	n.mu.Lock()

@@ -33,6 +33,8 @@ type Ack struct {
 type Node interface {
 	// CurrentTerm returns raft's current term.
 	CurrentTerm() uint64
+	// Follows tells whether raft is in the state of a follower.
+	Follows() bool
 	// Applied returns the index of the last entry that the state machine has applied (not: queued).
 	Applied() uint64
 	// EntryTerm returns the term of the entry at index in this node's log; false if it is not there.

@@ -97,6 +97,7 @@ type member struct {
 }
 
 func (m *member) CurrentTerm() uint64 { return m.raft.CurrentTerm() }
+func (m *member) Follows() bool       { return m.raft.State() == raft.Follower }
 func (m *member) Applied() uint64 {
 	m.fsm.mu.Lock()
 	defer m.fsm.mu.Unlock()

@@ -38,10 +38,12 @@ type Transport struct {
 	node       atomic.Pointer[Node]
 	led        atomic.Uint64 // the last term in which this node sent AppendEntries: one that it led
 	ordered    atomic.Uint64 // the term of the last TimeoutNow that raft was given
+	standing   atomic.Uint64 // the number of the last TimeoutNow after which raft was not yet seen as a follower; 0: none
 	installing atomic.Bool   // a snapshot is being received or installed
 
 	// Owned by feed.
 	waiting backlog
+	orders  uint64 // counts the TimeoutNow that raft was given
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -125,15 +127,16 @@ func (t *Transport) bound() Node {
 
 // SetFounders tells with whom this node is to found its cluster, itself included, and keeps the list in
 // the file "peers". Nodes that don't know a cluster id yet recognise each other by it. After Founded the
-// list is fixed: another one is ignored, with a warning.
+// list is fixed, and another one is an error: the others may have founded the cluster from the first.
 func (t *Transport) SetFounders(members []Founder) error {
 	if err := checkFounders(members, t.o.NodeID, string(t.o.Address)); err != nil {
 		return err
 	}
 	hash := hashFounders(t.o.Group, members)
-	return t.book.change(func(p *page) bool {
+	var fixed []Founder
+	err := t.book.change(func(p *page) bool {
 		if p.founded && p.hash != hash {
-			t.log.Warn("the list of founders differs from that of the cluster's first start and is ignored", "founders", members, "kept", p.founders)
+			fixed = p.founders
 		}
 		if p.founded || p.hash == hash {
 			return false
@@ -141,6 +144,10 @@ func (t *Transport) SetFounders(members []Founder) error {
 		p.founders, p.hash = slices.Clone(members), hash
 		return true
 	})
+	if fixed != nil {
+		return fmt.Errorf("cannot found a cluster from %v: all founders had met already, with the list %v: start with that one", members, fixed)
+	}
+	return err
 }
 
 // SetJoined writes down to which cluster this node was admitted, and who its members are. Their word
@@ -174,6 +181,13 @@ func (t *Transport) SetJoined(cluster, history [16]byte, peers []Bound) error {
 // Founded tells whether all founders had been met once: only then may raft be bootstrapped with their
 // list. It survives restarts.
 func (t *Transport) Founded() bool { return t.book.read().founded }
+
+// Met tells whether the file "peers" names founders or other nodes: this directory then was part of a
+// cluster, or of the founding of one.
+func (t *Transport) Met() bool {
+	p := t.book.read()
+	return p.founded || len(p.founders) > 0 || len(p.entries) > 0 || p.cluster != [16]byte{}
+}
 
 // Forget is for a node that was removed from the cluster: its data directory is refused from now on,
 // another one of that name may come. Its connections are closed.
