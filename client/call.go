@@ -61,8 +61,10 @@ type call struct {
 	backoffs  int
 	expired   int
 	uncertain bool // an attempt may have been applied
-	last      bool // the deadline leaves room for no further attempt
-	pilot     bool // looks for the leader on behalf of others, see hunt.go
+	// said is the last answer of class retry: an error tells it when later attempts reached nobody.
+	said  wire.Status
+	last  bool // the deadline leaves room for no further attempt
+	pilot bool // looks for the leader on behalf of others, see hunt.go
 
 	// While the call waits for others to find a leader: closed when they have.
 	found <-chan struct{}

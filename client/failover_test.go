@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -526,6 +527,32 @@ func TestRoute_HintToAnUnknownDeadAddress_OthersAreAsked(t *testing.T) {
 	mustPut(t, c, "k", "v")
 	if b.reqs.Load() == 0 {
 		t.Error("b was not asked")
+	}
+}
+
+// A node that answers that another one leads tells more than the silence of that one, even if that came last.
+func TestRoute_LeaderUnreachableToTheEnd_AnswerOfTheOthersIsTold(t *testing.T) {
+	a := newFake(t, newFakeStore())
+	dead := deadAddr(t)
+	var term atomic.Uint64
+	a.on(func(*fakeConn, *wire.Request) fault { return hint(dead, term.Add(1)+9) })
+	ctx, cancel := context.WithTimeout(bg, time.Minute)
+	defer cancel()
+	failures, ended := 0, make(chan struct{})
+	c := open(t, []*fakeServer{a}, WithoutSession(), WithHooks(Hooks{OnConnect: func(_ string, _ time.Duration, err error) {
+		if err == nil {
+			return
+		}
+		if failures++; failures == 2 { // one attempt at a time: the dead address has one link
+			cancel()
+			<-ended // the call ends while it tries to connect
+		}
+	}}))
+	_, err := c.Put(ctx, "k", nil)
+	close(ended)
+	var e *Error
+	if !errors.As(err, &e) || e.Status != wire.StatusNotLeader || !errors.Is(err, ErrUnavailable) || !errors.Is(err, ErrNotApplied) || !strings.Contains(e.Message, dead) {
+		t.Errorf("%v", err)
 	}
 }
 

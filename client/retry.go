@@ -160,6 +160,8 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 		return c.again(cl, pause)
 	}
 	switch r.status.Class() {
+	case wire.ClassRetry:
+		cl.said = r.status
 	case wire.ClassResult:
 		c.budget.success()
 		if c.route.hunting.Load() && !cl.anyNode {
@@ -342,6 +344,10 @@ func (c *Client) errorOf(cl *call) error {
 			e.Status, e.Message, e.RetryAfter, e.kind = inner.Status, inner.Message, inner.RetryAfter, inner.kind
 		} else if r.sent && (errors.Is(r.err, ErrProtocol) || errors.Is(r.err, wire.ErrCorrupt) || errors.Is(r.err, wire.ErrFrameTooLarge)) {
 			e.kind = ErrProtocol
+		} else if !r.sent && cl.said != wire.StatusOK {
+			// Some server did answer, if not the one that was tried last: that is worth more than its silence.
+			e.Status, e.kind = cl.said, kindOf(cl.said)
+			e.Message = e.Status.Info().Message + "; then " + r.err.Error()
 		}
 		e.cause = foreign(r.err)
 	}

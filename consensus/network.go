@@ -152,6 +152,9 @@ func (t networkTransport) connections() map[string]connection {
 			c.refused = s.Rejected
 		}
 		c.refusesUs = s.Refused
+		if s.Stranger {
+			c.stranger = s.Rejected
+		}
 		out[s.ID] = c
 	}
 	return out
@@ -207,6 +210,18 @@ func (g *Group) Refused() error {
 	}
 	slices.Sort(texts)
 	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(texts, "; "))
+}
+
+// Strangers returns, by id, the nodes that were last refused here because they belong to another cluster, with
+// what they were told. One that was accepted since is not among them.
+func (g *Group) Strangers() map[string]string {
+	strangers := make(map[string]string)
+	for id, c := range g.transport.connections() {
+		if c.stranger != "" {
+			strangers[id] = c.stranger
+		}
+	}
+	return strangers
 }
 
 // electors returns the voters of the latest configuration or, where the log has none yet, the members

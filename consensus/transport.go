@@ -38,6 +38,7 @@ type connection struct {
 	connected bool
 	refused   string // why one of the two refuses the other for good
 	refusesUs string // why the other one refuses this node for good
+	stranger  string // why this node refuses the other one, if that is of another cluster
 }
 
 // soloTransport has nobody at its other end. The only message it ever delivers is the one by which this

@@ -268,7 +268,7 @@ func (s *Server) answerAdmin(w http.ResponseWriter, r *http.Request, q *adminReq
 	case !write && resp.Status.Class() == wire.ClassUnknown:
 		// Nothing was to be changed, whatever became of the question.
 		p.Retryable, p.Applied = true, "no"
-		p.Detail = "the members could not be listed: " + p.Detail
+		p.Detail = "the leader did not answer; the members could not be listed: try again"
 	}
 	sendProblem(w, &resp, &p)
 }

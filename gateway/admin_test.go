@@ -226,6 +226,18 @@ func TestAdmin_Outcomes_KeepTheirCertainty(t *testing.T) {
 	}
 }
 
+// A listing changes nothing: whatever became of the question, nobody is told that something may be applied.
+func TestMembers_LeaderDoesNotAnswer_NothingIsSaidOfChanges(t *testing.T) {
+	m, s := start(t, nil)
+	for _, st := range []wire.Status{wire.StatusLeadershipLost, wire.StatusTimeout} {
+		m.answer = &wire.Response{Status: st, Payload: []byte("the connection was lost; it may or may not be applied")}
+		resp, body := send(t, s, "GET", membersPath, "")
+		if p := decode(t, body); resp.StatusCode != 504 || p.Applied != "no" || !p.Retryable || strings.Contains(p.Detail, "applied") {
+			t.Errorf("%s: %d %+v", st, resp.StatusCode, p)
+		}
+	}
+}
+
 // A follower passes writes on by itself; where it could not, its status means surely not applied, and where
 // the answer got lost on the way, unknown. The keys' routes say so as well.
 func TestKey_OnAFollower_NotPassedOnIs503AndLostOnTheWayIs504(t *testing.T) {

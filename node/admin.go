@@ -277,7 +277,16 @@ func (a *admin) remove(ctx context.Context, id string) error {
 	if !isMember {
 		return nil
 	}
-	return shard.group.Remove(ctx, id)
+	return begun(id, shard.group.Remove(ctx, id))
+}
+
+// begun says of a removal whose record is written that it is under way, however certain err is about the change
+// of the configuration: the keeper of whoever leads will make it.
+func begun(id string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &statusError{wire.StatusLeadershipLost, fmt.Sprintf("the removal of %s has begun, and whoever leads will finish it by itself; it is not finished yet: %v", id, err)}
 }
 
 // enoughWithout refuses a removal after which the voters that can be reached would be no majority: the
@@ -339,6 +348,9 @@ func (a *admin) transfer(ctx context.Context, id string) error {
 	}
 	for {
 		if leader, _, _ := shard.group.Leader(); leader != "" && leader != self {
+			if id != "" && leader != id {
+				return refusef(wire.StatusRetryLater, "%s leads now, not %s: try again", leader, id)
+			}
 			return nil
 		}
 		select {
@@ -369,6 +381,7 @@ func (a *admin) document() *clusterDocument {
 		ClusterID: hex.EncodeToString(cluster[:]), HistoryID: hex.EncodeToString(history[:]),
 		LeaderID: leader, Term: term, Members: []memberDocument{}, Pending: pendingMembers(st.Pending),
 	}
+	leads := leader == shard.roster.self.ID
 	peers := make(map[string]consensus.PeerStatus)
 	for _, p := range shard.group.Peers() {
 		peers[p.ID] = p
@@ -388,16 +401,23 @@ func (a *admin) document() *clusterDocument {
 			if p.Acked {
 				out.LastContactMs = p.LastAck.Milliseconds()
 			}
-			switch {
-			case p.Refused != "":
-				out.State = "refused: " + p.Refused
-			case p.Acked && p.LastAck < contactMax, !p.Acked && p.Connected:
-				out.State = stateOK
-			}
+			out.State = stateOf(&p, leads)
 		}
 		d.Members = append(d.Members, out)
 	}
 	return d
+}
+
+// stateOf gives the state of another member. A leader hears from everyone who is well: to it a connection says no
+// more than that a machine is there, while its process may hang. To others it is all that there is.
+func stateOf(p *consensus.PeerStatus, leads bool) string {
+	switch {
+	case p.Acked && p.LastAck < contactMax, !leads && p.Connected:
+		return stateOK // whoever was refused then came under its name: an empty data directory, say
+	case p.Refused != "":
+		return "refused: " + p.Refused
+	}
+	return stateUnreachable
 }
 
 func roleOf(voter bool) string {

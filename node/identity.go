@@ -157,15 +157,15 @@ func HasCluster(dir string) (bool, error) {
 	return id.Served, nil
 }
 
-// checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint, nor a
-// vote, nor known peers now. Engine and log would each find themselves new, agree, and start an empty store.
+// checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint nor a vote
+// now (known peers prove nothing: they are written before the node takes part in anything). Engine and log would each find themselves new, agree, and start an empty store.
 // (Where only some of their files are missing, they find the contradiction themselves.)
 func (id *identity) checkNotEmptied(dir string) error {
 	if !id.Served {
 		return nil
 	}
 	group := filepath.Join(dir, "groups", "1")
-	for _, name := range []string{"CHECKPOINT", filepath.Join("log", "vote"), filepath.Join("log", "peers")} {
+	for _, name := range []string{"CHECKPOINT", filepath.Join("log", "vote")} {
 		if _, err := os.Stat(filepath.Join(group, name)); !errors.Is(err, fs.ErrNotExist) {
 			return nil // there, or an error that its owner will meet and name
 		}

@@ -63,6 +63,7 @@ type keeper struct {
 	term      uint64               // of the last look
 	ledAt     time.Time            // when a leader was last known
 	askAt     time.Time            // when expelled may ask again
+	astrayAt  time.Time            // since when it looks as if this node were in the wrong place
 }
 
 func newKeeper(s *Shard) *keeper {
@@ -127,6 +128,9 @@ func (k *keeper) look(ctx context.Context) (over bool) {
 		clear(k.keepsUp)
 	}
 	err := s.group.Refused()
+	if err == nil {
+		err = k.astray(leader)
+	}
 	if err == nil && k.expelled(ctx, leader) {
 		err = fmt.Errorf("node %s was removed from the cluster: it takes no further part in it, and its data grows old. To take it in again, start it with --join and an empty --data-dir", s.roster.self.ID)
 	}
@@ -141,6 +145,35 @@ func (k *keeper) look(ctx context.Context) (over bool) {
 		k.settle(ctx)
 	}
 	return false
+}
+
+// astray returns an error when this node holds another cluster's data: nodes with which it was started
+// (Options.Expected) turn out to belong to another cluster (often the leader alone comes by), and for a while it
+// has had no cluster of its own to be in, but at most itself. It would serve clients a different store at the
+// address of a member.
+func (k *keeper) astray(leader string) error {
+	s := k.s
+	text := ""
+	if len(s.expected) != 0 && (leader == "" || len(s.group.Status().Configuration) == 1) {
+		strangers := s.group.Strangers()
+		for _, f := range s.expected {
+			if t, ok := strangers[f.ID]; ok {
+				text = t
+			}
+		}
+	}
+	if text == "" {
+		k.astrayAt = time.Time{}
+		return nil
+	}
+	now := time.Now()
+	if k.astrayAt.IsZero() {
+		k.astrayAt = now
+	}
+	if now.Sub(k.astrayAt) < expelledAfter {
+		return nil
+	}
+	return fmt.Errorf("the data directory of node %s belongs to another cluster than the nodes of --initial-cluster: %s. If the data is not needed, empty the directory (or choose another --data-dir) and start the node with --join", s.roster.self.ID, text)
 }
 
 // expelled reports whether this node was taken out of the cluster. Its own member record says so if that

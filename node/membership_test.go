@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"kvstore/consensus"
 	"kvstore/wire"
 )
 
@@ -217,6 +218,44 @@ func TestKeeper_RemovalCutShort_IsFinished(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the configuration has two members", func() bool { return len(leader.shard.group.Status().Configuration) == 2 })
+}
+
+// A member whose process hangs keeps its connections for long: to a leader that it has never answered it must not
+// count as one that could make up a majority. One that answers does, though another directory came under its name and
+// was refused.
+func TestStateOf_ConnectedAndSilent_IsNotOKToTheLeader(t *testing.T) {
+	for name, x := range map[string]struct {
+		p     consensus.PeerStatus
+		leads bool
+		want  string
+	}{
+		"answers":            {consensus.PeerStatus{Acked: true, LastAck: time.Millisecond, Connected: true}, true, stateOK},
+		"never answered":     {consensus.PeerStatus{Connected: true}, true, stateUnreachable},
+		"answered once":      {consensus.PeerStatus{Acked: true, LastAck: contactMax, Connected: true}, true, stateUnreachable},
+		"seen by a follower": {consensus.PeerStatus{Connected: true}, false, stateOK},
+		"gone":               {consensus.PeerStatus{}, false, stateUnreachable},
+		"refused":            {consensus.PeerStatus{Connected: true, Refused: "why"}, true, "refused: why"},
+		"an impostor":        {consensus.PeerStatus{Acked: true, Connected: true, Refused: "why"}, true, stateOK},
+		"one, to a follower": {consensus.PeerStatus{Connected: true, Refused: "why"}, false, stateOK},
+	} {
+		if got := stateOf(&x.p, x.leads); got != x.want {
+			t.Errorf("%s: %s, want %s", name, got, x.want)
+		}
+	}
+}
+
+// Once the record says that a member is removed, the leader will take it out: an error of that last step may look
+// as certain as it likes, nobody may be told that nothing was changed.
+func TestAdmin_RemovalRecordedAndNotFinished_IsNotToldAsUndone(t *testing.T) {
+	for _, err := range []error{consensus.ErrNotLeader, consensus.ErrClosed, fmt.Errorf("cannot: %w", consensus.ErrNotProposed), consensus.ErrUnknown, context.DeadlineExceeded} {
+		var e *statusError
+		if got := begun("node-3", err); !errors.As(got, &e) || e.status.Class() != wire.ClassUnknown || !strings.Contains(e.text, err.Error()) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	if err := begun("node-3", nil); err != nil {
+		t.Error(err)
+	}
 }
 
 // A node that moves keeps its data directory and is found again at its new address.

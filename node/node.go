@@ -97,10 +97,13 @@ func (n *Node) open(ctx context.Context) (err error) {
 	}
 	self := n.info.member
 	roster := newRoster(self)
-	// Health and metrics answer from here on, whatever the node still waits for.
+	// Health, metrics and REST answer from here on, whatever the node still waits for.
 	n.progress("opening")
-	n.ops = gateway.NewOps(opsView{n})
+	late := &lateService{awaits: func() string { return *n.awaits.Load() }}
+	n.rest = gateway.New(gateway.Options{Service: late, Principal: anonymous, Logger: o.Logger})
+	n.ops, n.http = gateway.NewOps(opsView{n}), n.rest.HTTPServer()
 	n.serve("metrics", n.ops, newLimitListener(ls.take(&ls.metrics), opsConnsMax))
+	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
 
 	do := o.Disk
 	do.Dir, do.Logger = o.DataDir, o.Logger
@@ -129,7 +132,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return n.gaveUp(start, err)
 	}
 	n.service = newService(o.Service, n.shard, n.info)
-	n.rest = gateway.New(gateway.Options{Service: n.service, Principal: n.service.Anonymous(), Logger: o.Logger})
+	late.service.Store(n.service)
 	n.opened.Store(true)
 
 	no := o.Net
@@ -140,8 +143,6 @@ func (n *Node) open(ctx context.Context) (err error) {
 	}
 	ls.native = nil
 	n.doors.open.Store(&door{native, native.ReleaseFlush})
-	n.http = n.rest.HTTPServer()
-	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
 	n.ready.Store(true)
 	n.progress("waiting for a leader")
 	n.shard.begin(o.Fatal)
@@ -314,13 +315,15 @@ func (n *Node) Members() []string {
 // Addresses are where a node listens, and what it keeps where.
 type Addresses struct {
 	Native, HTTP, Metrics, Raft, DataDir string
+	// RaftAdvertise is what the other nodes are told to use instead of Raft.
+	RaftAdvertise string
 	// Fresh: the data directory was made by this start.
 	Fresh bool
 }
 
 // Addresses tells where the node listens.
 func (n *Node) Addresses() Addresses {
-	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, Metrics: n.info.Metrics, Raft: n.info.Raft, DataDir: n.info.DataDir, Fresh: n.fresh}
+	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, Metrics: n.info.Metrics, Raft: n.info.Raft, RaftAdvertise: n.info.member.RaftAddress, DataDir: n.info.DataDir, Fresh: n.fresh}
 }
 
 // Close stops the node: the leadership goes to another, no new work, what is under way is answered, a last checkpoint, files closed.

@@ -35,6 +35,10 @@ type Options struct {
 	// It counts until the data directory belongs to a cluster and is ignored then. Empty, with Join empty
 	// too: a cluster of this node alone.
 	InitialCluster []Founder
+	// Expected lists the nodes that this one should find in its cluster although the data directory already
+	// belongs to one: InitialCluster of a later start. It changes nothing but this: when a majority of them
+	// turns out to belong to another cluster, the node stops and says so.
+	Expected []Founder
 	// Join lists REST addresses (host:port) of members of a running cluster, which are asked in turn to
 	// take this node in. It counts until the data directory belongs to a cluster and is ignored then.
 	Join []string

@@ -39,6 +39,7 @@ type Shard struct {
 	incarnation uint64
 	epoch       time.Time // zero of now
 	readIndex   bool      // every read is confirmed by a majority
+	expected    []Founder // the nodes that should be of this cluster; see keeper.astray
 
 	// served is set once the cluster is known to have its identity: what clients may ask before that is
 	// refused with StatusNotReady.
@@ -69,7 +70,7 @@ type shardOptions struct {
 func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err error) {
 	s = &Shard{
 		id: so.id, log: o.Logger.With("group", so.id), guard: so.guard, epoch: time.Now(), roster: so.roster,
-		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1),
+		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1), expected: o.Expected,
 	}
 	var bits [8]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness

@@ -33,7 +33,7 @@ func banner(w io.Writer, a node.Addresses, members []string, leader string, c *s
 	fmt.Fprintf(w, "  rest       http://%s/api/v1/keys/{key}\n", a.HTTP)
 	fmt.Fprintf(w, "  metrics    http://%s/metrics   /livez  /readyz?verbose  /debug/pprof\n", a.Metrics)
 	if len(members) > 1 {
-		fmt.Fprintf(w, "  cluster    leader %s; other nodes reach this one at %s\n", leader, a.Raft)
+		fmt.Fprintf(w, "  cluster    leader %s; other nodes reach this one at %s\n", leader, a.RaftAdvertise)
 	}
 	fmt.Fprintf(w, "  data       %s (%s)     durability: fsync per group commit     reads: %s\n", c.dataDir, state, reads)
 	if c.insecure {

@@ -91,7 +91,15 @@ reap() {
 		echo "cluster: node-$n ended with status $code; the end of $dir/node-$n.log:"
 		tail -n 5 "$dir/node-$n.log" | sed 's/^/    /'
 	fi
-	[ "${#node_of[@]}" -lt "$needed" ] || echo "cluster: the others go on. To bring it back, in another terminal: cmd/kvstore/cluster.sh $n"
+	[ "${#node_of[@]}" -ge "$needed" ] || return 0
+	# A directory that the others refuse never comes back.
+	local back="cmd/kvstore/cluster.sh $n" end=
+	[ "$code" -gt 128 ] || end=$(tail -n 1 "$dir/node-$n.log")
+	case $end in
+	*' was removed from the cluster'*) back="rm -r $dir/node-$n && $back join" ;;
+	*'kvctl member remove'*) back="bin/kvctl member remove node-$n && rm -r $dir/node-$n && $back join" ;;
+	esac
+	echo "cluster: the others go on. To bring it back, in another terminal: $back"
 }
 
 # A new cluster is founded by all three; one that exists goes on with two.

@@ -73,6 +73,9 @@ func TestRun_WithoutServing_ExitCodesAndWords(t *testing.T) {
 		if !strings.Contains(stdout.String()+stderr.String(), c.want) {
 			t.Errorf("%s: no word of %q\n%s%s", name, c.want, stdout.String(), stderr.String())
 		}
+		if c.code != exitOK && strings.Count(stderr.String(), c.want) > 1 {
+			t.Errorf("%s: a fault is told twice\n%s", name, stderr.String())
+		}
 	}
 }
 
@@ -146,7 +149,7 @@ func TestBanner_NamesEveryAddressAndTheNextCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	banner(&b, node.Addresses{Native: "127.0.0.1:9001", HTTP: "127.0.0.1:9003", Metrics: "127.0.0.1:9112", Raft: "127.0.0.1:9000", Fresh: true}, []string{"node-1", "node-2"}, "node-2", &c, 123*time.Millisecond)
+	banner(&b, node.Addresses{Native: "127.0.0.1:9001", HTTP: "127.0.0.1:9003", Metrics: "127.0.0.1:9112", Raft: "0.0.0.0:9000", RaftAdvertise: "127.0.0.1:9000", Fresh: true}, []string{"node-1", "node-2"}, "node-2", &c, 123*time.Millisecond)
 	for _, want := range []string{
 		"127.0.0.1:9001", "http://127.0.0.1:9003/api/v1/keys/", "http://127.0.0.1:9112/metrics", "(new)", "fsync per group commit",
 		"kvctl --endpoints 127.0.0.1:9001 put hello world", "kvbench quick --endpoints 127.0.0.1:9001", "ready in 123ms", "loopback only",

@@ -35,6 +35,8 @@ type settings struct {
 	// ignored names the options that say nothing because the data directory belongs to a cluster already.
 	// Set by check.
 	ignored []string
+	// expected is the list of initial-cluster where that is ignored.
+	expected []node.Founder
 }
 
 const head = `kvstore starts a node of KVStore, a durable, replicated, linearizable key-value store.
@@ -152,9 +154,6 @@ func (c *settings) check() error {
 // checkCluster finds faults of the options by which a node comes to its cluster, as far as the list of nodes
 // and the list of addresses can be read; what they must be, the node's options check.
 func (c *settings) checkCluster() error {
-	if c.initialCluster != "" && c.join != "" {
-		return errors.New("initial-cluster and join are both given: a node founds a new cluster or joins a running one")
-	}
 	has, err := node.HasCluster(c.dataDir)
 	if err != nil {
 		return nil // whoever opens the directory meets this too, and says what to do
@@ -165,6 +164,8 @@ func (c *settings) checkCluster() error {
 				c.ignored = append(c.ignored, o.name)
 			}
 		}
+		// What can't be read of a list that is ignored is no fault.
+		c.expected, _ = node.ParseInitialCluster(c.initialCluster)
 		c.initialCluster, c.join = "", ""
 	}
 	if c.initialCluster == "" {
@@ -213,6 +214,7 @@ func (c *settings) options() node.Options {
 		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
 		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
 	}
+	o.Expected = c.expected
 	if c.initialCluster != "" {
 		// A list that can't be read was found by check.
 		o.InitialCluster, _ = node.ParseInitialCluster(c.initialCluster)

@@ -201,13 +201,22 @@ func (e entry) replace(incarnation [16]byte) entry {
 	return e
 }
 
+// certainHash is the hash of the list of founders, unless that is left over from an attempt to found a cluster that
+// came to nothing: the list of this start (named) may be a corrected one, and nobody is to be judged by the old.
+func (p *page) certainHash(named bool) [32]byte {
+	if named || p.founded || p.cluster != [16]byte{} {
+		return p.hash
+	}
+	return [32]byte{}
+}
+
 // admit judges h and, if it passes, writes down what has to be remembered before anybody is told. look
 // returns what is known from elsewhere. The refusal codeBusy stands for "cannot remember it".
 func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.now.entries[h.Source]
-	t.founders, t.founded = b.now.hash, b.now.founded
+	t.founders, t.founded = b.now.certainHash(t.named), b.now.founded
 	if t.cluster == ([16]byte{}) {
 		t.cluster, t.history = b.now.cluster, b.now.history
 	}

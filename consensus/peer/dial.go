@@ -101,7 +101,7 @@ func (t *Transport) greet(ctx context.Context, c *conn, id, address string, purp
 	r := t.admitAnswer(&a.hello, id)
 	switch {
 	case r != nil && r.final():
-		t.noteRejected(id, address, r.text, true)
+		t.noteRejected(id, address, r, true)
 		return rejectedAt(id, address, r.text)
 	case r != nil:
 		return fmt.Errorf("this node can't talk to node %q at %s yet: %s", id, address, r.text)
@@ -140,7 +140,7 @@ func (t *Transport) admitAnswer(h *Hello, id string) *refusal {
 
 // admit judges h and remembers its sender.
 func (t *Transport) admit(h *Hello) *refusal {
-	v := trust{id: t.o.NodeID, incarnation: t.o.Incarnation, group: t.o.Group, level: t.o.Level}
+	v := trust{id: t.o.NodeID, incarnation: t.o.Incarnation, group: t.o.Group, level: t.o.Level, heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), named: t.named.Load()}
 	if cluster, history, ok := t.o.Cluster(); ok {
 		v.cluster, v.history = cluster, history
 	}
@@ -158,8 +158,8 @@ func (t *Transport) hello(purpose Purpose, to string) Hello {
 	h := Hello{
 		Purpose: purpose, Group: t.o.Group, Target: to, Source: t.o.NodeID,
 		Incarnation: t.o.Incarnation, Address: string(t.o.Address),
-		Cluster: known.cluster, History: known.history, Founders: known.hash,
-		Level: t.o.Level, StateLevel: t.o.StateLevel(), Card: t.o.Card,
+		Cluster: known.cluster, History: known.history, Founders: known.certainHash(t.named.Load()),
+		Level: t.o.Level, StateLevel: t.o.StateLevel(), Heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), Card: t.o.Card,
 	}
 	if cluster, history, ok := t.o.Cluster(); ok {
 		h.Cluster, h.History = cluster, history

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +168,34 @@ func TestFound_WipedFounder_IsRefusedWithTheWayBack(t *testing.T) {
 	}
 }
 
+// A list that was corrected before the next start counts from the moment when it is known: until then nobody is
+// judged by the old one, and turned away for good.
+func TestFound_ListWasCorrected_NobodyIsJudgedByTheOldOne(t *testing.T) {
+	all, list := foundersOptions(t, 2)
+	wrong := append(slices.Clone(list), Founder{"node-9", "127.0.0.1:1"})
+	tr := open(t, all[1])
+	if err := tr.SetFounders(wrong); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all[1].Listener = relisten(t, all[1].Address)
+	second := open(t, all[1]) // it answers, and was not told the list yet
+	_, done := found(t, all[0], list)
+	select {
+	case err := <-done:
+		t.Fatalf("judged by the old list: %v", err)
+	case <-time.After(300 * time.Millisecond): // several attempts
+	}
+	if err := second.SetFounders(list); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(second.Found(shortContext(t)), <-done); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Goal: a founder that was bound, and fell before it could write that all were met, finishes although the
 // others have a cluster by now. One that was removed does not begin a second cluster.
 func TestFound_OthersRunAlready_BoundFounderFinishesAndAForgottenOneIsRefused(t *testing.T) {
@@ -195,6 +224,9 @@ func TestFound_OthersRunAlready_BoundFounderFinishesAndAForgottenOneIsRefused(t 
 	fallen := all[2]
 	tr := open(t, fallen)
 	if err := tr.book.change(func(p *page) bool { p.founded = false; return true }); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.SetFounders(list); err != nil {
 		t.Fatal(err)
 	}
 	if err := tr.Found(shortContext(t)); err != nil || !tr.Founded() {

@@ -58,6 +58,7 @@ func TestHandshake_EachRefusal_IsToldOnTheRightSide(t *testing.T) {
 		"other cluster":             {change: func(a, b *Options) { a.Cluster = other }, want: "belongs to cluster", bRefuses: true},
 		"wrong target":              {change: func(a, b *Options) {}, dial: "node-3", want: `this is node "node-2", not "node-3"`, bRefuses: true},
 		"caller's level too high":   {change: func(a, b *Options) { a.StateLevel = func() uint16 { return 9 } }, want: "upgrade", bRefuses: true},
+		"heartbeat timeouts differ": {change: func(a, b *Options) { a.HeartbeatTimeout = 2 * time.Second }, want: "one --heartbeat-timeout", bRefuses: true},
 		"answerer's level too high": {change: func(a, b *Options) { b.StateLevel = func() uint16 { return 9 } }, want: "upgrade"},
 		"caller wiped": {change: func(a, b *Options) {
 			b.Record = func(id string) ([16]byte, bool, bool) { return incarnation(7), false, id == "node-1" }

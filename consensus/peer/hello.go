@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // Purpose is what a connection is for.
@@ -43,6 +44,8 @@ type Hello struct {
 	Level uint16
 	// StateLevel is the level that the source's state needs.
 	StateLevel uint16
+	// Heartbeat is the source's heartbeat timeout, to the microsecond.
+	Heartbeat time.Duration
 	// Card is what the source's node tells about itself.
 	Card []byte
 }
@@ -100,6 +103,7 @@ type frameJSON struct {
 	Founders    hexBytes `json:"founders,omitempty"`
 	Level       uint16   `json:"level,omitempty"`
 	StateLevel  uint16   `json:"state_level,omitempty"`
+	HeartbeatUs uint64   `json:"heartbeat_us,omitempty"`
 	Card        []byte   `json:"card,omitempty"`
 	Code        string   `json:"code,omitempty"`
 	Text        string   `json:"text,omitempty"`
@@ -111,7 +115,7 @@ func (h *Hello) json() frameJSON {
 		Purpose: h.Purpose, Group: h.Group, Target: h.Target, Source: h.Source,
 		Incarnation: h.Incarnation[:], Address: h.Address,
 		Cluster: h.Cluster[:], History: h.History[:], Founders: h.Founders[:],
-		Level: h.Level, StateLevel: h.StateLevel, Card: h.Card,
+		Level: h.Level, StateLevel: h.StateLevel, HeartbeatUs: uint64(h.Heartbeat / time.Microsecond), Card: h.Card,
 	}
 }
 
@@ -119,7 +123,7 @@ func (h *Hello) json() frameJSON {
 func (f *frameJSON) hello() (Hello, error) {
 	h := Hello{
 		Purpose: f.Purpose, Group: f.Group, Target: f.Target, Source: f.Source, Address: f.Address,
-		Level: f.Level, StateLevel: f.StateLevel, Card: f.Card,
+		Level: f.Level, StateLevel: f.StateLevel, Heartbeat: time.Duration(f.HeartbeatUs) * time.Microsecond, Card: f.Card,
 	}
 	err := errors.Join(
 		f.Incarnation.into(h.Incarnation[:]), f.Cluster.into(h.Cluster[:]),
@@ -136,6 +140,8 @@ func (f *frameJSON) hello() (Hello, error) {
 		return Hello{}, fmt.Errorf("%.300q is no address", h.Address)
 	case h.Incarnation == [16]byte{}:
 		return Hello{}, errors.New("it names no incarnation")
+	case f.HeartbeatUs > uint64(24*time.Hour/time.Microsecond):
+		return Hello{}, fmt.Errorf("heartbeat timeout of %d µs", f.HeartbeatUs)
 	case len(h.Card) > cardBytesMax:
 		return Hello{}, fmt.Errorf("card of %d bytes is larger than %d", len(h.Card), cardBytesMax)
 	}

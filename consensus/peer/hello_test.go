@@ -10,13 +10,14 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func testHello() Hello {
 	return Hello{
 		Purpose: PurposeRaft, Group: 7, Target: "node-2", Source: "node-1", Incarnation: incarnation(1),
 		Address: "10.0.0.1:7300", Cluster: incarnation(0xcc), History: incarnation(0xdd),
-		Founders: [32]byte{5}, Level: 3, StateLevel: 2, Card: []byte(`{"version":"1"}`),
+		Founders: [32]byte{5}, Level: 3, StateLevel: 2, Heartbeat: 600 * time.Millisecond, Card: []byte(`{"version":"1"}`),
 	}
 }
 

@@ -140,7 +140,7 @@ func (t *Transport) meet(c *conn) (h Hello, ok bool) {
 		refused = t.admit(&h)
 	}
 	if refused != nil && refused.final() && h.Source != "" {
-		t.noteRejected(h.Source, h.Address, refused.text, false)
+		t.noteRejected(h.Source, h.Address, refused, false)
 	}
 	frame, err := appendAnswer(nil, &answer{hello: t.hello(h.Purpose, h.Source), refusal: refused})
 	if err == nil {

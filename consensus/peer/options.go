@@ -88,6 +88,8 @@ type Status struct {
 	Rejected string
 	// RejectedAt is when that was; zero if Rejected is empty.
 	RejectedAt time.Time
+	// Stranger tells that Rejected is because that node belongs to another cluster than this one.
+	Stranger bool
 }
 
 var (

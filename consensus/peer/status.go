@@ -13,6 +13,7 @@ type contact struct {
 	refusedAt  time.Time
 	rejected   string
 	rejectedAt time.Time
+	stranger   bool // it was refused because it is of another cluster
 	// pause: until then a call fails with the kept refusal, without dialling.
 	pause time.Time
 	// logged is when a refusal in either direction was last logged, and loggedText which.
@@ -40,7 +41,7 @@ func (t *Transport) noteAccepted(id, address string, dialled bool) {
 		return
 	}
 	c.address = address
-	c.rejected, c.rejectedAt = "", time.Time{}
+	c.rejected, c.rejectedAt, c.stranger = "", time.Time{}, false
 	if dialled {
 		c.refused, c.refusedAt, c.pause = "", time.Time{}, time.Time{}
 	}
@@ -62,12 +63,13 @@ func (t *Transport) noteRefused(id, address, text string) {
 }
 
 // noteRejected keeps that this node refused id for good. pause tells that this node had dialled it.
-func (t *Transport) noteRejected(id, address, text string, pause bool) {
+func (t *Transport) noteRejected(id, address string, r *refusal, pause bool) {
+	text := r.text
 	now := time.Now()
 	t.mu.Lock()
 	log := false
 	if c := t.contactLocked(id); c != nil {
-		c.rejected, c.rejectedAt = text, now
+		c.rejected, c.rejectedAt, c.stranger = text, now, r.code == codeOtherCluster
 		if pause {
 			c.address, c.pause = address, now.Add(refusedPause)
 		}
@@ -119,6 +121,7 @@ func (t *Transport) Peers() []Status {
 			s.Address = c.address
 		}
 		s.Refused, s.RefusedAt, s.Rejected, s.RejectedAt = c.refused, c.refusedAt, c.rejected, c.rejectedAt
+		s.Stranger = c.stranger
 		all[id] = s
 	}
 	t.mu.Unlock()

@@ -39,6 +39,7 @@ type Transport struct {
 	led        atomic.Uint64 // the last term in which this node sent AppendEntries: one that it led
 	ordered    atomic.Uint64 // the term of the last TimeoutNow that raft was given
 	standing   atomic.Uint64 // the number of the last TimeoutNow after which raft was not yet seen as a follower; 0: none
+	named      atomic.Bool   // SetFounders was called: the list of founders is that of this start
 	installing atomic.Bool   // a snapshot is being received or installed
 
 	// Owned by feed.
@@ -147,6 +148,7 @@ func (t *Transport) SetFounders(members []Founder) error {
 	if fixed != nil {
 		return fmt.Errorf("cannot found a cluster from %v: all founders had met already, with the list %v: start with that one", members, fixed)
 	}
+	t.named.Store(err == nil)
 	return err
 }
 

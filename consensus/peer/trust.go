@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // code names the reason of a refusal to programs; the text is for people.
@@ -26,6 +27,7 @@ const (
 	codeRemoved       code = "removed"
 	codeOtherData     code = "other-incarnation"
 	codeLevel         code = "level"
+	codeHeartbeat     code = "heartbeat"
 )
 
 // refusal says why one node will not talk to another, and how to get out of it.
@@ -54,10 +56,12 @@ type trust struct {
 	incarnation [16]byte
 	group       uint32
 	level       uint16
+	heartbeat   time.Duration // the heartbeat timeout
 
 	cluster, history [16]byte // zero cluster: none known yet
 	founders         [32]byte // zero: none known
 	founded          bool     // all founders had been met once
+	named            bool     // the founders were named by this start
 
 	// About the node that is judged.
 	record        [16]byte   // incarnation in its member record
@@ -122,20 +126,31 @@ func (t *trust) judge(h *Hello) *refusal {
 	if h.StateLevel > t.level {
 		return refuse(codeLevel, "node %q holds data of behaviour level %d, the program of node %q knows only up to %d: upgrade that first", h.Source, h.StateLevel, t.id, t.level)
 	}
+	if h.Heartbeat != t.heartbeat {
+		// A leader may serve reads for as long as a majority has promised not to vote: a voter that waits for
+		// a shorter time than the leader believes would break that.
+		return refuse(codeHeartbeat, "node %q has a heartbeat timeout of %v, node %q of %v: read leases need the same on all nodes; stop them all and start them with one --heartbeat-timeout", h.Source, h.Heartbeat, t.id, t.heartbeat)
+	}
 	return nil
 }
+
+// wayIn is what to do about a node of another cluster.
+const wayIn = `an address leads to the wrong cluster, or a data directory is another cluster's. A node with a foreign directory comes in with an empty one and --join, after "kvctl member remove ID" if it is a member`
 
 func (t *trust) judgeCluster(h *Hello) *refusal {
 	none16, none32 := [16]byte{}, [32]byte{}
 	switch {
 	case t.cluster != none16 && h.Cluster != none16:
 		if t.cluster != h.Cluster {
-			return refuse(codeOtherCluster, "node %q belongs to cluster %s, node %q to %s: an address leads to the wrong cluster, or a data directory is another cluster's", h.Source, hex.EncodeToString(h.Cluster[:]), t.id, hex.EncodeToString(t.cluster[:]))
+			return refuse(codeOtherCluster, "node %q belongs to cluster %s, node %q to another cluster, %s: %s", h.Source, hex.EncodeToString(h.Cluster[:]), t.id, hex.EncodeToString(t.cluster[:]), wayIn)
 		}
 		if t.history != h.History {
 			return refuse(codeOtherCluster, "nodes %q and %q belong to different histories of the cluster (%s and %s): one of them was restored from a backup; start the other with an empty data directory and --join", h.Source, t.id, short(h.History), short(t.history))
 		}
 	case t.founders != none32 && h.Founders != none32:
+		if t.founders != h.Founders && t.founded {
+			return refuse(codeOtherCluster, "node %q was started for another cluster than the one that node %q belongs to (their lists of --initial-cluster differ): %s", h.Source, t.id, wayIn)
+		}
 		if t.founders != h.Founders {
 			return refuse(codeOtherFounders, "nodes %q and %q were started with different lists of --initial-cluster: give all nodes the same list", h.Source, t.id)
 		}

@@ -3,6 +3,7 @@ package peer
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // Goal: each rule of trust, alone. The view is node-2's, the hello node-1's; a case changes either.
@@ -25,10 +26,16 @@ func TestJudge_EachRule_RefusesByItsCode(t *testing.T) {
 		{"another history", func(v *trust, h *Hello) { h.History = incarnation(9) }, codeOtherCluster, "restored from a backup"},
 		{"wiped", func(v *trust, h *Hello) { h.Incarnation = incarnation(9) }, codeOtherData, `run "kvctl member remove node-1" and start node-1 with an empty data directory and --join`},
 		{"higher level", func(v *trust, h *Hello) { h.StateLevel = 4 }, codeLevel, "upgrade"},
+		{"shorter heartbeat", func(v *trust, h *Hello) { h.Heartbeat = time.Second / 10 }, codeHeartbeat, "one --heartbeat-timeout"},
+		{"longer heartbeat", func(v *trust, h *Hello) { h.Heartbeat = time.Second }, codeHeartbeat, "one --heartbeat-timeout"},
+		{"no heartbeat told", func(v *trust, h *Hello) { h.Heartbeat = 0 }, codeHeartbeat, "one --heartbeat-timeout"},
 		{"level as known", func(v *trust, h *Hello) { h.StateLevel = 3 }, "", ""},
 
 		{"founders alike", func(v *trust, h *Hello) { v.cluster, h.Cluster = [16]byte{}, [16]byte{} }, "", ""},
 		{"founders differ", func(v *trust, h *Hello) { v.cluster, h.Cluster, h.Founders = [16]byte{}, [16]byte{}, [32]byte{1} }, codeOtherFounders, "same list"},
+		{"founders differ from those of a cluster that was founded", func(v *trust, h *Hello) {
+			v.cluster, h.Cluster, h.Founders, v.founded = [16]byte{}, [16]byte{}, [32]byte{1}, true
+		}, codeOtherCluster, "--join"},
 		{"founders differ, but one cluster", func(v *trust, h *Hello) { h.Founders = [32]byte{1} }, "", ""},
 		{"here a cluster, there founders alike, bound", func(v *trust, h *Hello) { h.Cluster = [16]byte{} }, "", ""},
 		{"here a cluster, there founders alike, not bound", func(v *trust, h *Hello) { h.Cluster, v.bound = [16]byte{}, [16]byte{} }, codeNotMember, "--join"},
@@ -65,12 +72,12 @@ func TestJudge_EachRule_RefusesByItsCode(t *testing.T) {
 	}
 	for _, c := range cases {
 		v := trust{
-			id: "node-2", incarnation: incarnation(2), level: 3,
+			id: "node-2", incarnation: incarnation(2), level: 3, heartbeat: 600 * time.Millisecond,
 			cluster: incarnation(0xcc), history: incarnation(0xdd), founders: founders, bound: incarnation(1),
 		}
 		h := Hello{
 			Target: "node-2", Source: "node-1", Incarnation: incarnation(1), Address: "a:1",
-			Cluster: incarnation(0xcc), History: incarnation(0xdd), Founders: founders, Level: 3, StateLevel: 2,
+			Cluster: incarnation(0xcc), History: incarnation(0xdd), Founders: founders, Level: 3, StateLevel: 2, Heartbeat: 600 * time.Millisecond,
 		}
 		c.change(&v, &h)
 		r := v.judge(&h)
