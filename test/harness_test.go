@@ -63,9 +63,15 @@ const patience = 2 * time.Minute
 // open connects a client to the node; it is closed with the test.
 func open(t *testing.T, n *testcluster.Node, o ...client.Option) *client.Client {
 	t.Helper()
+	return openAt(t, []string{n.Addr()}, o...)
+}
+
+// openAt connects a client to the first of the addresses that answers; it is closed with the test.
+func openAt(t *testing.T, addrs []string, o ...client.Option) *client.Client {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	c, err := client.Open(ctx, []string{n.Addr()}, o...)
+	c, err := client.Open(ctx, addrs, o...)
 	if err != nil {
 		t.Fatal(err)
 	}

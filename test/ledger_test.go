@@ -32,6 +32,10 @@ type ledger struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
+	surfaced  []string  // errors that reached callers with a session and patience
+	lastAck   time.Time // of any write
+	gapStart  time.Time // the longest time without an acknowledgement since quiet was called
+	gapEnd    time.Time
 	claims    map[string]*claim
 	groups    [][]string      // keys of atomic batches: all or none
 	expiring  map[string]bool // written with a short time to live: gone in the end
@@ -130,6 +134,7 @@ func (l *ledger) outcomeOf(err error) outcome {
 	switch {
 	case err == nil:
 		l.acked.Add(1)
+		l.tick()
 		return acked
 	case errors.Is(err, client.ErrMaybeApplied):
 		l.unknown.Add(1)
@@ -142,12 +147,51 @@ func (l *ledger) outcomeOf(err error) outcome {
 	return unknown
 }
 
+// tick notes the moment of an acknowledgement.
+func (l *ledger) tick() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if now.Sub(l.lastAck) > l.gapEnd.Sub(l.gapStart) {
+		l.gapStart, l.gapEnd = l.lastAck, now
+	}
+	l.lastAck = now
+}
+
+// quiet begins to look for the longest time without an acknowledgement anew.
+func (l *ledger) quiet() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lastAck = time.Now()
+	l.gapStart, l.gapEnd = time.Time{}, time.Time{}
+}
+
+// resumed gives the end of the longest time without an acknowledgement since quiet.
+func (l *ledger) resumed() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gapEnd
+}
+
+// surface notes an error that a caller should not have seen: one with a session, whose writes may be sent
+// again, and with more patience than a fail-over takes. What a condition or a key's absence says is no error.
+func (w *writer) surface(op string, err error) {
+	if err == nil || !w.patient || errors.Is(err, client.ErrConditionFailed) || errors.Is(err, client.ErrNotFound) {
+		return
+	}
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	w.l.surfaced = append(w.l.surfaced, fmt.Sprintf("%s by %s: %v", op, w.name, err))
+}
+
 // writer writes its own keys, one operation at a time, and keeps the books.
 type writer struct {
 	l    *ledger
 	name string
 	c    *client.Client
 	rng  *rand.Rand
+	// patient: its client has a session and a long timeout.
+	patient bool
 
 	keys int
 	live []*claim // present for sure: may be overwritten, deleted, read
@@ -157,7 +201,11 @@ type writer struct {
 // write works until stop.
 func (w *writer) write(stop func() bool) {
 	for !stop() {
+		refused := w.l.refused.Load()
 		w.step()
+		if w.l.refused.Load() != refused {
+			time.Sleep(5 * time.Millisecond) // nobody is there to answer: asking in a tight loop tests nothing
+		}
 	}
 }
 
@@ -241,6 +289,7 @@ func (w *writer) put(key string, size int, ttl time.Duration) {
 		w.l.mu.Unlock()
 	}
 	v, err := w.c.Put(context.Background(), key, content(key, 0, size), opts...)
+	w.surface("put", err)
 	o := w.l.outcomeOf(err)
 	if short {
 		return
@@ -276,6 +325,7 @@ func (w *writer) overwrite() {
 		opts = append(opts, client.IfVersion(was.version))
 	}
 	v, err := w.c.Put(context.Background(), c.key, content(c.key, next.gen, next.size), opts...)
+	w.surface("overwrite", err)
 	if errors.Is(err, client.ErrConditionFailed) {
 		w.l.anomaly("%s: version %d was acknowledged and nobody else writes, but it is said to be another: %v", c.key, was.version, err)
 	}
@@ -293,6 +343,7 @@ func (w *writer) delete() {
 		return
 	}
 	deleted, _, err := w.c.Delete(context.Background(), c.key)
+	w.surface("delete", err)
 	o := w.l.outcomeOf(err)
 	if o == acked && !deleted {
 		w.l.anomaly("%s: version %d was acknowledged, but the delete found nothing", c.key, c.states[0].version)
@@ -316,6 +367,7 @@ func (w *writer) batch(atomic bool) {
 		items[i].Value = content(items[i].Key, 0, sizes[i])
 	}
 	res, err := w.c.BatchPut(context.Background(), items, atomic)
+	w.surface("batch", err)
 	o := w.l.outcomeOf(err)
 	for i := range items {
 		c, io, s := w.claim(items[i].Key), o, state{size: sizes[i]}
@@ -354,6 +406,7 @@ func (w *writer) increment() {
 	counter := "counter/" + strconv.Itoa(w.rng.IntN(counterCount))
 	cond, n := client.IfAbsent(), uint64(0)
 	v, err := w.c.Get(context.Background(), counter)
+	w.surface("get", err)
 	switch {
 	case err == nil && len(v.Data) == 8:
 		cond, n = client.IfVersion(v.Version), binary.LittleEndian.Uint64(v.Data)
@@ -369,6 +422,7 @@ func (w *writer) increment() {
 		Put(counter, binary.LittleEndian.AppendUint64(nil, n+1), cond).
 		Put(marker, content(marker, 0, size)).
 		Commit(context.Background())
+	w.surface("transaction", err)
 	o := w.l.outcomeOf(err)
 	s := state{size: size}
 	if o == acked && !res.Truncated {
@@ -397,6 +451,7 @@ func (w *writer) read() {
 	}
 	c := w.live[w.rng.IntN(len(w.live))]
 	v, err := w.c.Get(context.Background(), c.key)
+	w.surface("get", err)
 	switch {
 	case err == nil:
 		err = c.check(&v)

@@ -141,27 +141,34 @@ func withoutFsync(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	overlay := map[string]map[string]string{"Replace": {}}
-	for name, calls := range map[string][2]string{
-		"internal/poll/fd_fsync_posix.go": {"return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil"},
-	} {
-		source := filepath.Join(strings.TrimSpace(string(goroot)), "src", name)
-		b, err := os.ReadFile(source)
+	return buildChanged(t, filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"),
+		"return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil")
+}
+
+// buildChanged builds kvstore with one place of a source file changed, and gives the program. The file is
+// named from the module's root, or absolute.
+func buildChanged(t *testing.T, source, from, to string) string {
+	t.Helper()
+	if !filepath.IsAbs(source) {
+		root, err := filepath.Abs("..")
 		if err != nil {
 			t.Fatal(err)
 		}
-		text := strings.Replace(string(b), calls[0], calls[1], 1)
-		if text == string(b) {
-			t.Fatalf("%s holds no %q any more: this control must learn how fsync is called now", source, calls[0])
-		}
-		changed := filepath.Join(dir, filepath.Base(name))
-		if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		overlay["Replace"][source] = changed
+		source = filepath.Join(root, source)
 	}
-	list, err := json.Marshal(overlay)
+	b, err := os.ReadFile(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(b), from) != 1 {
+		t.Fatalf("%s does not hold %q once any more: this control must learn how it is written now", source, from)
+	}
+	dir := t.TempDir()
+	changed := filepath.Join(dir, filepath.Base(source))
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(b), from, to, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -214,7 +214,7 @@ func TestStart_DirectoryDamaged_RefusedOrWholeNeverSilentlyEmpty(t *testing.T) {
 		compacted bool
 	}{
 		{"whole log", map[string]string{"snapshot-threshold": "1000000", "log-segment-size": "1MiB"}, false},
-		{"compacted log", map[string]string{"log-segment-size": "1MiB"}, true},
+		{"compacted log", map[string]string{"log-segment-size": "1MiB", "log-keep-size": "0"}, true},
 	} {
 		if testing.Short() && !origin.compacted {
 			continue

@@ -24,6 +24,12 @@ type load struct {
 // soon that outcomes stay unknown, and one without sessions, whose lost answers stay unknown too.
 func startLoad(t *testing.T, n *testcluster.Node, seed uint64) *load {
 	t.Helper()
+	return startLoadAt(t, []string{n.Addr()}, seed)
+}
+
+// startLoadAt is startLoad on all the nodes of a cluster.
+func startLoadAt(t *testing.T, addrs []string, seed uint64) *load {
+	t.Helper()
 	l := &load{ledger: newLedger(t, seed), stop: make(chan struct{})}
 	stream := 0
 	for _, k := range []struct {
@@ -36,11 +42,11 @@ func startLoad(t *testing.T, n *testcluster.Node, seed uint64) *load {
 		{"hasty", 2, []client.Option{client.WithTimeout(30 * time.Millisecond)}},
 		{"sessionless", 2, []client.Option{client.WithTimeout(30 * time.Second), client.WithoutSession()}},
 	} {
-		c := open(t, n, append(k.opts, client.WithName(k.name))...)
+		c := openAt(t, addrs, append(k.opts, client.WithName(k.name))...)
 		var writers sync.WaitGroup
 		for i := range k.writers {
 			stream++
-			w := &writer{l: l.ledger, name: fmt.Sprintf("%s-%d", k.name, i), c: c, rng: random(seed, stream)}
+			w := &writer{l: l.ledger, name: fmt.Sprintf("%s-%d", k.name, i), c: c, rng: random(seed, stream), patient: k.name == "patient"}
 			writers.Go(func() { w.write(l.stopped) }) // ends when stop is closed
 		}
 		l.done.Go(func() { // ends after the writers

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +49,7 @@ func Small() map[string]string {
 		"snapshot-threshold":  "64",
 		"snapshot-interval":   "200ms",
 		"trailing-logs":       "16",
+		"log-keep-size":       "1MiB",
 		"memtable-size":       "4MiB",
 		"checkpoint-interval": "50ms",
 		"disk-ballast":        "4MiB",
@@ -56,13 +58,12 @@ func Small() map[string]string {
 	}
 }
 
-// Node is one node of KVStore, running or not. A test uses it from one goroutine; Addr, HTTP, Metrics
-// and Kill may be used by any.
+// Node is one node of KVStore, running or not. A test uses it from one goroutine; its addresses, Pid and
+// Status may be used by any.
 type Node struct {
 	// Immutable after New.
 	t        testing.TB
 	path     string
-	args     []string
 	env      []string
 	dataDir  string
 	native   *Port
@@ -74,8 +75,11 @@ type Node struct {
 	quietLog bool
 
 	// Owned by the test's goroutine.
-	proc   *process
-	starts int
+	proc     *process
+	starts   int
+	settings map[string]string // the flags of the next start
+
+	pid atomic.Int64 // of the process last started; 0: none yet
 }
 
 // New prepares a node and starts nothing. It ends with the test; when the test fails, what the node
@@ -101,15 +105,12 @@ func New(t testing.TB, o Options) *Node {
 			}
 		})
 	}
-	settings := Small()
-	maps.Copy(settings, map[string]string{
+	n.settings = Small()
+	maps.Copy(n.settings, map[string]string{
 		"data-dir": n.dataDir, "listen": n.native.Addr(), "http-listen": n.http.Addr(),
 		"metrics-listen": n.metrics.Addr(), "raft-listen": n.raft.Addr(),
 	})
-	maps.Copy(settings, o.Settings)
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		n.args = append(n.args, "--"+name+"="+settings[name])
-	}
+	maps.Copy(n.settings, o.Settings)
 	n.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	t.Cleanup(n.cleanup)
 	return n
@@ -145,19 +146,36 @@ func (n *Node) Start() {
 	}
 }
 
-// Launch runs the node's command, always the same one, and returns at once.
+// Set gives the node a flag (without its dashes) from its next start on; Unset takes one away.
+func (n *Node) Set(name, value string) { n.settings[name] = value }
+
+// Unset takes a flag away from the next start on.
+func (n *Node) Unset(name string) { delete(n.settings, name) }
+
+// args is the command line of the next start.
+func (n *Node) args() []string {
+	var args []string
+	for _, name := range slices.Sorted(maps.Keys(n.settings)) {
+		args = append(args, "--"+name+"="+n.settings[name])
+	}
+	return args
+}
+
+// Launch runs the node's command, the same one unless Set or Unset changed it, and returns at once.
 func (n *Node) Launch() {
 	n.t.Helper()
 	if n.proc != nil && !n.proc.ended() {
 		n.t.Fatal("BUG: the node is started while it runs")
 	}
 	n.starts++
-	fmt.Fprintf(n.output, "--- start %d: kvstore %s\n", n.starts, strings.Join(n.args, " "))
-	p, err := startProcess(n.path, n.args, n.env, n.output)
+	args := n.args()
+	fmt.Fprintf(n.output, "--- start %d: kvstore %s\n", n.starts, strings.Join(args, " "))
+	p, err := startProcess(n.path, args, n.env, n.output)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	n.proc = p
+	n.pid.Store(int64(p.pid()))
 }
 
 // WaitReady returns when /readyz says so. It fails when the process ends before.
@@ -296,14 +314,17 @@ func (n *Node) Running() bool { return n.proc != nil && !n.proc.ended() }
 // Exited is closed when the running process has ended. REQUIRES: Launch was called.
 func (n *Node) Exited() <-chan struct{} { return n.proc.done }
 
-// Pid is the id of the process last started. REQUIRES: Launch was called.
-func (n *Node) Pid() int { return n.proc.pid() }
+// Pid is the id of the process last started, 0 before the first start. Safe for any goroutine.
+func (n *Node) Pid() int { return int(n.pid.Load()) }
 
 // Addr is the address of the binary protocol, the same over all restarts.
 func (n *Node) Addr() string { return n.native.Addr() }
 
 // HTTPAddr is the address of the REST interface.
 func (n *Node) HTTPAddr() string { return n.http.Addr() }
+
+// RaftAddr is where the node listens for the other nodes.
+func (n *Node) RaftAddr() string { return n.raft.Addr() }
 
 // MetricsAddr is the operator's address.
 func (n *Node) MetricsAddr() string { return n.metrics.Addr() }
@@ -322,3 +343,6 @@ func (n *Node) LastOutput() string {
 	}
 	return out
 }
+
+// Flag gives the value of a flag (without its dashes) of the next start; empty if it is not set.
+func (n *Node) Flag(name string) string { return n.settings[name] }

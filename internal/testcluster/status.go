@@ -2,6 +2,7 @@ package testcluster
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,9 +16,13 @@ import (
 // Status is what a node says of itself, as far as tests look at it.
 type Status struct {
 	ClusterID       string `json:"cluster_id"`
+	HistoryID       string `json:"history_id"`
 	NodeID          string `json:"node_id"`
+	Incarnation     string `json:"incarnation"`
 	IsLeader        bool   `json:"is_leader"`
+	LeaderID        string `json:"leader_id"`
 	Term            uint64 `json:"term"`
+	CommitIndex     uint64 `json:"commit_index"`
 	AppliedIndex    uint64 `json:"applied_index"`
 	CheckpointIndex uint64 `json:"checkpoint_index"`
 	FirstIndex      uint64 `json:"log_first_index"`
@@ -26,17 +31,48 @@ type Status struct {
 	StateDigest     string `json:"state_digest"`
 	Records         uint64 `json:"records"`
 	Sessions        int    `json:"sessions"`
-	Disk            struct {
+	Lease           struct {
+		Held bool   `json:"held"`
+		Mode string `json:"mode"`
+	} `json:"lease"`
+	Nodes         []NodeStatus   `json:"nodes"`
+	CurrentConfig []MemberStatus `json:"current_config"`
+	Disk          struct {
 		State     string `json:"state"`
 		FreeBytes uint64 `json:"free_bytes"`
 	} `json:"disk"`
 }
 
+// NodeStatus is what a node says of one node of the cluster.
+type NodeStatus struct {
+	ID           string `json:"id"`
+	Role         string `json:"role"`
+	State        string `json:"state"`
+	RaftAddress  string `json:"raft_address"`
+	Address      string `json:"address"`
+	AppliedIndex uint64 `json:"applied_index"`
+	Lag          uint64 `json:"lag"`
+}
+
+// MemberStatus is one member of the configuration that is in force.
+type MemberStatus struct {
+	NodeID  string `json:"node_id"`
+	Address string `json:"address"`
+	Role    string `json:"role"`
+}
+
 // Status asks the node.
-func (n *Node) Status() (Status, error) {
-	resp, err := n.client.Get("http://" + n.HTTPAddr() + "/api/v1/admin/status")
+func (n *Node) Status() (Status, error) { return n.StatusContext(context.Background()) }
+
+// StatusContext is Status for as long as ctx allows, and for ten seconds at most.
+func (n *Node) StatusContext(ctx context.Context) (Status, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.HTTPAddr()+"/api/v1/admin/status", nil)
 	if err != nil {
-		return Status{}, err
+		return Status{}, fmt.Errorf("cannot ask for the status: %w", err)
+	}
+	resp, err := n.client.Do(req)
+	if err != nil {
+		return Status{}, fmt.Errorf("cannot ask for the status: %w", err)
 	}
 	body, err := io.ReadAll(resp.Body)
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
