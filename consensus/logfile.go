@@ -1,7 +1,7 @@
 package consensus
 
 import (
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/hashicorp/raft-wal/types"
 )
@@ -58,7 +58,7 @@ func (f *dataSyncFile) Sync() error {
 		return nil
 	}
 	for {
-		if err := unix.Fdatasync(int(f.file.Fd())); err != unix.EINTR {
+		if err := syscall.Fdatasync(int(f.file.Fd())); err != syscall.EINTR {
 			return err
 		}
 	}

@@ -412,8 +412,10 @@ func TestLinearizable_LeaseThatNeverEnds_IsFoundOut(t *testing.T) {
 		t.Skip("builds the store anew")
 	}
 	s := seed(t)
-	binary := buildChanged(t, "consensus/lease.go", "	if term == 0 {\n		return false\n",
-		"	if term == 0 {\n		s := g.lease.span.Load()\n		return s != nil && s.term == g.raft.CurrentTerm()\n")
+	binary := buildChanged(t, change{
+		"consensus/lease.go", "	if term == 0 {\n		return false\n",
+		"	if term == 0 {\n		s := g.lease.span.Load()\n		return s != nil && s.term == g.raft.CurrentTerm()\n",
+	})
 	l := runLinear(t, s, testcluster.ClusterOptions{Binary: binary, Quiet: true}, linearFaults(random(s, 0))[2:3], 1)
 	wrong := l.check()
 	if len(wrong) == 0 {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,34 +142,41 @@ func withoutFsync(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return buildChanged(t, filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"),
-		"return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil")
+	return buildChanged(t,
+		change{filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"), "return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil"},
+		change{"consensus/logfile.go", "syscall.Fdatasync(int(f.file.Fd()))", "error(nil)"})
 }
 
-// buildChanged builds kvstore with one place of a source file changed, and gives the program. The file is
-// named from the module's root, or absolute.
-func buildChanged(t *testing.T, source, from, to string) string {
+// change is one place of a source file, which is named from the module's root, or absolute.
+type change struct{ file, from, to string }
+
+// buildChanged builds kvstore with some places of its source changed, each in a file of its own, and gives the
+// program.
+func buildChanged(t *testing.T, changes ...change) string {
 	t.Helper()
-	if !filepath.IsAbs(source) {
-		root, err := filepath.Abs("..")
-		if err != nil {
-			t.Fatal(err)
-		}
-		source = filepath.Join(root, source)
-	}
-	b, err := os.ReadFile(source)
+	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(string(b), from) != 1 {
-		t.Fatalf("%s does not hold %q once any more: this control must learn how it is written now", source, from)
-	}
 	dir := t.TempDir()
-	changed := filepath.Join(dir, filepath.Base(source))
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(b), from, to, 1)), 0o600); err != nil {
-		t.Fatal(err)
+	replace := make(map[string]string)
+	for i, c := range changes {
+		if !filepath.IsAbs(c.file) {
+			c.file = filepath.Join(root, c.file)
+		}
+		b, err := os.ReadFile(c.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(string(b), c.from) != 1 {
+			t.Fatalf("%s does not hold %q once any more: this control must learn how it is written now", c.file, c.from)
+		}
+		replace[c.file] = filepath.Join(dir, fmt.Sprintf("%d-%s", i, filepath.Base(c.file)))
+		if err := os.WriteFile(replace[c.file], []byte(strings.Replace(string(b), c.from, c.to, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
+	list, err := json.Marshal(map[string]map[string]string{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
 	}
