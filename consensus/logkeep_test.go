@@ -16,6 +16,7 @@ func TestLogCache_RandomOperations_NeverAnswersWrongAndStaysBounded(t *testing.T
 	c := logCache{bytesMax: 20_000}
 	truth := map[uint64]*raft.Log{}
 	var last uint64
+	held := false
 	for range 5000 {
 		switch rnd.IntN(6) {
 		default:
@@ -46,6 +47,7 @@ func TestLogCache_RandomOperations_NeverAnswersWrongAndStaysBounded(t *testing.T
 				last += 100 // a snapshot took the place of what is between
 			}
 		}
+		held = held || c.count > 0
 		var sum int64
 		for i := c.first; i < c.first+c.count; i++ {
 			sum += entryBytes(c.at(i))
@@ -68,7 +70,7 @@ func TestLogCache_RandomOperations_NeverAnswersWrongAndStaysBounded(t *testing.T
 			}
 		}
 	}
-	if c.count == 0 {
+	if !held {
 		t.Error("it never holds anything")
 	}
 	big := logCache{bytesMax: 100}

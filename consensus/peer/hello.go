@@ -161,13 +161,6 @@ func ReadHello(r io.Reader) (Hello, error) {
 	return f.hello()
 }
 
-// SourceOf returns the id of the node that opened a connection which begins with the bytes b; false if
-// they are not, or not yet, a whole first frame.
-func SourceOf(b []byte) (id string, ok bool) {
-	h, err := ReadHello(bytes.NewReader(b))
-	return h.Source, err == nil
-}
-
 func appendAnswer(dst []byte, a *answer) ([]byte, error) {
 	if a.refusal == nil {
 		return appendFrame(dst, kindAnswer, a.hello.json())

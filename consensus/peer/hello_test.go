@@ -156,16 +156,6 @@ func TestReadAnswer_Refusal_KeepsCodeTextAndFinality(t *testing.T) {
 	}
 }
 
-func TestSourceOf_FirstBytesOfAConnection_NameTheDialler(t *testing.T) {
-	b := mustAppendHello(t, testHello())
-	if id, ok := SourceOf(append(bytes.Clone(b), "more"...)); id != "node-1" || !ok {
-		t.Errorf("%q, %v", id, ok)
-	}
-	if id, ok := SourceOf(b[:len(b)-1]); ok {
-		t.Errorf("incomplete: %q", id)
-	}
-}
-
 func FuzzReadHello(f *testing.F) {
 	h := testHello()
 	f.Add(mustAppendHello(f, h))
