@@ -14,7 +14,8 @@ type logCache struct {
 	bytesMax int64
 
 	mu sync.RWMutex
-	// Guarded by mu. The entries are first..first+len-1 without a gap, entry i at place i & mask.
+	// Guarded by mu. off: nobody would look here; nothing is kept. The entries are first..first+len-1 without a gap, entry i at place i & mask.
+	off   bool
 	ring  []raft.Log // its length is a power of two, or 0
 	first uint64
 	count uint64
@@ -28,6 +29,9 @@ func (c *logCache) add(logs []*raft.Log) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.off {
+		return
+	}
 	for _, l := range logs {
 		if c.count > 0 && l.Index != c.first+c.count {
 			c.clearLocked()
@@ -44,6 +48,16 @@ func (c *logCache) add(logs []*raft.Log) {
 	}
 	for c.bytes > c.bytesMax {
 		c.dropFirstLocked()
+	}
+}
+
+// enable turns the cache on or off. A lone node has no use for it: raft hands it the entries that it commits.
+func (c *logCache) enable(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.off = !on; c.off {
+		c.clearLocked()
+		c.ring = nil
 	}
 }
 

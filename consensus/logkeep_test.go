@@ -78,6 +78,17 @@ func TestLogCache_RandomOperations_NeverAnswersWrongAndStaysBounded(t *testing.T
 	if big.count != 0 || big.bytes != 0 {
 		t.Errorf("an entry above the bound is kept: %d entries, %d bytes", big.count, big.bytes)
 	}
+	c.add([]*raft.Log{{Index: last + 1}})
+	c.enable(false)
+	c.add([]*raft.Log{{Index: last + 2}})
+	if c.get(last+1, &raft.Log{}) || c.get(last+2, &raft.Log{}) || c.bytes != 0 {
+		t.Error("a cache that was turned off answers")
+	}
+	c.enable(true)
+	c.add([]*raft.Log{{Index: last + 3}})
+	if !c.get(last+3, &raft.Log{}) {
+		t.Error("a cache that was turned on again does not answer")
+	}
 	off := logCache{bytesMax: -1}
 	off.add([]*raft.Log{{Index: 1}})
 	if off.get(1, &raft.Log{}) {

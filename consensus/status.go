@@ -134,6 +134,7 @@ func (g *Group) configured(index uint64, configuration []byte) {
 		panic(fmt.Sprintf("BUG: the configuration committed at %d: %v", index, err))
 	}
 	now := membersOf(c)
+	g.logs.cache.enable(len(now) > 1)
 	before := g.committed.Swap(&now)
 	if before == nil {
 		return
