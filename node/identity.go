@@ -50,9 +50,9 @@ const (
 	identityBytesMax = 16 << 10
 )
 
-// lockWait is how long a start waits for the lock of a process that is just ending: a supervisor restarts
-// a killed node at once, while the kernel still takes the old process apart.
 const (
+	// lockWait is how long a start waits for the lock of a process that is just ending: a supervisor restarts
+	// a killed node at once, while the kernel still takes the old process apart. lockPause is how often it looks.
 	lockWait  = 3 * time.Second
 	lockPause = 20 * time.Millisecond
 )
@@ -69,10 +69,10 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	for errors.Is(err, unix.EWOULDBLOCK) && ctx.Err() == nil {
+	try := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	for err = try(); errors.Is(err, unix.EWOULDBLOCK) && ctx.Err() == nil; {
 		time.Sleep(lockPause) // flock cannot be waited for with a bound
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		if err = try(); err == nil {
 			time.Sleep(lockPause) // the kernel closes the old process's listeners only after this
 		}
 	}
