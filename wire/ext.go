@@ -15,7 +15,7 @@ type ExtType uint8
 // Elements of requests and of stored records.
 const (
 	ExtNamespace   ExtType = 1  // name, UTF-8 of 1 to NamespaceBytesMax bytes
-	ExtConsistency ExtType = 3  // u8: 0 linearizable, 1 stale
+	ExtConsistency ExtType = 3  // u8: 0 linearizable, 1 stale, 2 linearizable, and a follower may answer
 	ExtSession     ExtType = 5  // u64 session | u64 sequence | u64 floor
 	ExtTTL         ExtType = 7  // u64 milliseconds, 1 to TTLMsMax
 	ExtCondition   ExtType = 9  // u8 kind | operand; may repeat
@@ -25,6 +25,7 @@ const (
 	ExtChecksum    ExtType = 17 // u64 xxhash64 of the value
 	ExtMinRevision ExtType = 19 // u64: the answer must reflect at least this revision
 	ExtAtRevision  ExtType = 21 // u64: read the past at this revision; not for SCAN
+	ExtMaxAge      ExtType = 23 // u64 milliseconds: a stale answer may be no older than this
 )
 
 // Elements of answers.
@@ -35,6 +36,7 @@ const (
 	ExtTerm       ExtType = 8  // u64
 	ExtLimit      ExtType = 10 // u64: the limit that was exceeded
 	ExtRevision   ExtType = 12 // u64: revision that the answer reflects
+	ExtAge        ExtType = 14 // u64 microseconds: a stale answer holds everything acknowledged that long ago
 )
 
 // Elements of HELLO and its answer.

@@ -25,6 +25,10 @@ const (
 	// OpAdmin changes or lists the members of the cluster, or moves its leadership: a JSON document asks, a
 	// JSON document answers. The leader executes it.
 	OpAdmin Opcode = 0x07
+	// OpReadIndex asks the leader, once a majority has confirmed it, how far it has applied: the answer's
+	// payload is u64 index | u64 term | u64 revision. A follower that has applied as much may serve every
+	// linearizable read that it had received before it asked.
+	OpReadIndex Opcode = 0x08
 
 	OpGet      Opcode = 0x10
 	OpExists   Opcode = 0x11
@@ -45,10 +49,11 @@ const (
 	OpWatch Opcode = 0x40
 	OpEvent Opcode = 0x41
 
-	// OpExpire, OpInit and OpMember occur only in log entries; a client that sends one gets StatusUnknownOp.
-	OpExpire Opcode = 0x50
-	OpInit   Opcode = 0x51
-	OpMember Opcode = 0x52
+	// Those from OpExpire on occur only in log entries; a client that sends one gets StatusUnknownOp.
+	OpExpire  Opcode = 0x50
+	OpInit    Opcode = 0x51
+	OpMember  Opcode = 0x52
+	OpRecover Opcode = 0x53
 )
 
 // StatusLocal is the payload of an OpStatus that asks about the asked node alone: nodes ask each other so.
@@ -71,6 +76,8 @@ func (o Opcode) String() string {
 		return "status"
 	case OpAdmin:
 		return "admin"
+	case OpReadIndex:
+		return "read_index"
 	case OpGet:
 		return "get"
 	case OpExists:
@@ -103,6 +110,8 @@ func (o Opcode) String() string {
 		return "init"
 	case OpMember:
 		return "member"
+	case OpRecover:
+		return "recover"
 	}
 	return "op_0x" + strconv.FormatUint(uint64(o), 16)
 }
@@ -118,7 +127,7 @@ func (o Opcode) IsWrite() bool {
 
 // requestable reports whether a client may ask for o once its connection is open.
 func (o Opcode) requestable() bool {
-	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus || o == OpAdmin
+	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus || o == OpAdmin || o == OpReadIndex
 }
 
 // IsRead reports whether a client's request with this opcode reads the state without the log.
