@@ -3,6 +3,7 @@ package batcher
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"runtime"
 	"sync"
@@ -27,6 +28,8 @@ type Batcher struct {
 	inFlight    int
 	largeFlying bool
 	closed      bool
+	shares      shares
+	pressure    pressure
 	spare       []*entry // entries to use again
 
 	// Owned by run.
@@ -42,7 +45,7 @@ type Batcher struct {
 type stats struct {
 	ops, entries, late, busy atomic.Uint64
 	entryOps, entryBytes     hist.Sizes
-	commit                   hist.Histogram
+	wait, commit             hist.Histogram
 }
 
 // New starts a batcher; Close ends it.
@@ -50,7 +53,7 @@ func New(o Options) (*Batcher, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	b := &Batcher{o: o, stopped: make(chan struct{})}
+	b := &Batcher{o: o, stopped: make(chan struct{}), shares: shares{seed: maphash.MakeSeed()}}
 	b.wake.L, b.idle.L = &b.mu, &b.mu
 	go b.run() // owned by the Batcher; ends when Close has set closed and the queue is empty
 	return b, nil
@@ -65,17 +68,19 @@ func (b *Batcher) Submit(op *wire.Op, body []byte, extLen, keyLen int, to wire.C
 	if size+wire.EntryHeaderBytes > wire.EntryBytesMax {
 		return wire.StatusTooLarge
 	}
+	slot := b.shares.slot(to)
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
 		return wire.StatusDraining
 	}
-	if b.queuedBytes+size > b.o.QueueBytesMax {
+	if !b.admits(slot, size) {
 		b.mu.Unlock()
 		b.stats.busy.Add(1)
 		return wire.StatusBusy
 	}
-	b.open(size).add(op, body, extLen, keyLen, waiter{to: to, token: token, deadline: deadline})
+	b.open(size).add(op, body, extLen, keyLen, waiter{to: to, token: token, deadline: deadline, slot: slot})
+	b.shares.add(slot)
 	b.queuedBytes += size
 	b.mu.Unlock()
 	// Signalled outside the lock: run would otherwise wake only to wait for it.
@@ -97,7 +102,9 @@ func (b *Batcher) open(size int) *entry {
 	} else {
 		e = newEntry(wire.EntryHeaderBytes + size)
 	}
+	e.openedAt = b.o.Now()
 	b.queue = append(b.queue, e)
+	b.judge(e.openedAt)
 	return e
 }
 
@@ -135,12 +142,15 @@ func (b *Batcher) run() {
 		b.queue[len(b.queue)-1] = nil
 		b.queue = b.queue[:len(b.queue)-1]
 		b.queuedBytes -= len(e.buf) - wire.EntryHeaderBytes
+		b.shares.drop(e.waiters)
+		now := b.o.Now()
+		b.judge(now)
 		b.inFlight++
 		if b.isLarge(e) {
 			b.largeFlying = true
 		}
 		b.mu.Unlock()
-		b.propose(e)
+		b.propose(e, now)
 	}
 }
 
@@ -152,9 +162,9 @@ func (b *Batcher) mayPropose() bool {
 func (b *Batcher) isLarge(e *entry) bool { return len(e.buf) >= b.o.LargeBytes }
 
 // propose seals e and hands it to the log. Runs on run's goroutine.
-func (b *Batcher) propose(e *entry) {
+func (b *Batcher) propose(e *entry, now int64) {
 	large := b.isLarge(e)
-	now := b.o.Now()
+	b.stats.wait.Observe(time.Duration(now - e.openedAt))
 	if late := e.dropLate(now); len(late) > 0 {
 		b.stats.late.Add(uint64(len(late)))
 		b.refuse(late, wire.StatusTooLate)

@@ -10,8 +10,9 @@ import (
 type waiter struct {
 	to       wire.Completer
 	token    wire.Token
-	deadline int64 // on Options.Now's clock
-	end      int   // offset behind the operation in its entry
+	deadline int64  // on Options.Now's clock
+	end      int    // offset behind the operation in its entry
+	slot     uint16 // of its sender in shares
 }
 
 // entry is an entry under construction or in flight.
@@ -20,6 +21,7 @@ type entry struct {
 	waiters []waiter
 	// deadlineMin is the earliest deadline of its operations.
 	deadlineMin int64
+	openedAt    int64 // when its first operation came
 	proposedAt  int64
 }
 

@@ -12,7 +12,7 @@ type Stats struct {
 	// Operations and Entries count what was proposed; their quotient is the mean batch.
 	Operations, Entries uint64
 	// Late counts operations dropped because their deadline passed in the queue, Busy those refused
-	// because the queue was full.
+	// because the queue was full or too old.
 	Late, Busy uint64
 	// QueuedBytes and InFlight are the present queue and the entries proposed and unanswered.
 	QueuedBytes, InFlight int
@@ -40,7 +40,7 @@ func (b *Batcher) WritePrometheus(w io.Writer) error {
 		{"kvstore_batch_operations_total", "counter", "Operations put into log entries.", s.Operations},
 		{"kvstore_batch_entries_total", "counter", "Log entries proposed.", s.Entries},
 		{"kvstore_batch_late_total", "counter", "Operations dropped in the queue because their deadline passed.", s.Late},
-		{"kvstore_batch_busy_total", "counter", "Operations refused because the queue was full.", s.Busy},
+		{"kvstore_batch_busy_total", "counter", "Operations refused because the queue was full or too old.", s.Busy},
 		{"kvstore_batch_queue_bytes", "gauge", "Bytes that wait to be proposed.", uint64(s.QueuedBytes)},
 		{"kvstore_batch_inflight_entries", "gauge", "Entries proposed and not yet answered.", uint64(s.InFlight)},
 	} {
@@ -58,6 +58,12 @@ func (b *Batcher) WritePrometheus(w io.Writer) error {
 		return err
 	}
 	if err := b.stats.entryBytes.WritePrometheus(w, "kvstore_batch_entry_bytes", ""); err != nil {
+		return err
+	}
+	if err := hist.WriteHeader(w, "kvstore_batch_wait_seconds", "Time from the first operation of an entry until it is proposed."); err != nil {
+		return err
+	}
+	if err := b.stats.wait.WritePrometheus(w, "kvstore_batch_wait_seconds", ""); err != nil {
 		return err
 	}
 	if err := hist.WriteHeader(w, "kvstore_batch_commit_seconds", "Time from proposing an entry until it is applied here."); err != nil {

@@ -3,6 +3,7 @@ package batcher
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"kvstore/wire"
 )
@@ -51,6 +52,12 @@ type Options struct {
 	// QueueBytesMax bounds the bytes that wait to be proposed; beyond it Submit answers StatusBusy.
 	// Default 64 MiB, at least one largest operation.
 	QueueBytesMax int
+
+	// QueueAgeMax bounds how long operations wait to be proposed: while the oldest of more than one entry
+	// has waited longer, Submit answers StatusBusy, and from half of it on to those senders that have more
+	// waiting than the average. Default 500 ms: what waits longer is mostly given up by its sender before it
+	// is done, and a queue that is bounded by bytes alone would hold many seconds of small writes.
+	QueueAgeMax time.Duration
 }
 
 const (
@@ -59,6 +66,7 @@ const (
 	inFlightMaxDefault      = 4
 	largeBytesDefault       = 1 << 20
 	queueBytesMaxDefault    = 64 << 20
+	queueAgeMaxDefault      = 500 * time.Millisecond
 )
 
 // validate fills in defaults and lists every fault at once.
@@ -73,6 +81,9 @@ func (o *Options) validate() error {
 	def(&o.InFlightMax, inFlightMaxDefault)
 	def(&o.LargeBytes, largeBytesDefault)
 	def(&o.QueueBytesMax, queueBytesMaxDefault)
+	if o.QueueAgeMax == 0 {
+		o.QueueAgeMax = queueAgeMaxDefault
+	}
 	var errs []error
 	if o.Bracket == nil {
 		o.Bracket = func() func() { return func() {} }
@@ -94,6 +105,9 @@ func (o *Options) validate() error {
 	}
 	if o.QueueBytesMax < wire.EntryBytesMax {
 		errs = append(errs, fmt.Errorf("QueueBytesMax is %d; one largest operation needs %d", o.QueueBytesMax, wire.EntryBytesMax))
+	}
+	if o.QueueAgeMax < time.Millisecond {
+		errs = append(errs, fmt.Errorf("QueueAgeMax is %v; it must be at least 1ms", o.QueueAgeMax))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("cannot start batcher: %w", err)
