@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"kvstore/internal/failpoint"
 	"kvstore/wire"
 )
 
@@ -35,6 +36,7 @@ type applier struct {
 	// The entry at hand.
 	index, term, ts uint64
 	now             int64 // log time T
+	operation       int   // its place in the entry
 	positions       int   // given out so far
 	mem             arena
 	overlay         overlay
@@ -61,16 +63,28 @@ func newApplier(in *instance, s *sessions, last marker, id identity, members []w
 // but for their payloads, which the engine may keep to answer retries: don't change them. An entry at or
 // below Applied().Index has been applied before: the result is nil.
 //
-// It panics when the entry can't be decoded, when the store can't take it, or when what is stored is
-// damaged: to go on would make this replica differ from the others. Calls come from one goroutine at a
-// time, in log order, never beside Close.
-func (e *Engine) Apply(index, term uint64, entry []byte) []wire.Result {
+// When the entry can't be decoded, when the store can't take it, or when what is stored is damaged
+// (ErrDamaged), Options.Fatal is called and the result is nil: to go on would make this replica differ from the
+// others, so no further entry is applied either. Nobody may be told that such an entry was done, nor that it
+// was not. Calls come from one goroutine at a time, in log order, never beside Close.
+func (e *Engine) Apply(index, term uint64, entry []byte) (results []wire.Result) {
 	a := e.live.Load().applier
-	if index <= a.last.index {
+	if index <= a.last.index || a.in.store.failed.Load() != nil {
 		return nil
 	}
+	defer func() {
+		if v := recover(); v != nil {
+			if !a.stopped(v) {
+				panic(v)
+			}
+			results = nil
+		}
+	}()
+	failpoint.Hit(failpoint.ApplyBefore)
 	start := time.Now()
-	results := a.apply(index, term, entry)
+	results = a.apply(index, term, entry)
+	failpoint.Hit(failpoint.ApplyAfter)
+	e.waiters.wake(index)
 	e.applyTime.Observe(time.Since(start))
 	return results
 }
@@ -79,31 +93,40 @@ func (e *Engine) Apply(index, term uint64, entry []byte) []wire.Result {
 // carries it. It takes ownership of the slice. As Apply otherwise.
 func (e *Engine) ApplyConfiguration(index, term uint64, configuration []byte) {
 	a := e.live.Load().applier
-	if index <= a.last.index {
+	if index <= a.last.index || a.in.store.failed.Load() != nil {
 		return
 	}
+	defer func() {
+		if v := recover(); v != nil && !a.stopped(v) {
+			panic(v)
+		}
+	}()
+	failpoint.Hit(failpoint.ApplyBefore)
 	a.in.store.setConfiguration(index, configuration)
 	a.begin(index, term, a.last.time)
 	a.finish()
+	failpoint.Hit(failpoint.ApplyAfter)
+	e.waiters.wake(index)
 }
 
 func (a *applier) apply(index, term uint64, entry []byte) []wire.Result {
 	var h wire.EntryHeader
 	ops, err := wire.DecodeEntry(entry, &h)
+	a.begin(index, term, h.Time)
 	if err != nil {
-		panic(fmt.Sprintf("cannot apply entry %d of term %d: %v", index, term, err))
+		a.failApply(err)
 	}
 	if h.Group != a.in.group {
-		panic(fmt.Sprintf("cannot apply entry %d of term %d: it belongs to group %d, this is group %d", index, term, h.Group, a.in.group))
+		a.failApply(fmt.Errorf("it belongs to group %d, this is group %d", h.Group, a.in.group))
 	}
-	a.begin(index, term, h.Time)
 	a.sessions.expire(a.now)
 	results := make([]wire.Result, h.Count)
 	var op wire.Op
 	for i := range results {
 		if ops, err = wire.NextOp(ops, &op); err != nil {
-			panic(fmt.Sprintf("cannot apply operation %d of entry %d: %v", i, index, err))
+			a.failApply(fmt.Errorf("operation %d: %w", i, err))
 		}
+		a.operation = i
 		results[i] = a.execute(&op)
 	}
 	a.finish()
@@ -167,6 +190,8 @@ func (a *applier) execute1(op *wire.Op) wire.Result {
 		return wire.Result{Status: wire.StatusBadRequest} // there is a cluster already
 	case wire.OpMember:
 		return a.member(op)
+	case wire.OpRecover:
+		return a.recover(op)
 	default:
 		return wire.Result{Status: wire.StatusUnknownOp}
 	}
@@ -255,12 +280,11 @@ func (a *applier) finish() {
 	m.index, m.term, m.ts, m.time, m.positions = a.index, a.term, a.ts, a.now, uint32(a.positions)
 	a.markerBytes = appendMarker(a.markerBytes[:0], m)
 	if err := w.commit(a.markerBytes); err != nil {
-		panic(fmt.Sprintf("cannot store entry %d: %v", a.index, err))
+		a.failApply(err)
 	}
 	a.updateCache()
-	a.in.store.publish(m.point(), a.markerBytes)
+	a.in.publish(m, a.markerBytes, len(a.sessions.byID), &a.overlay)
 	a.in.deadlines.publish(&a.deadlines)
-	a.in.note(m, len(a.sessions.byID))
 	a.in.setMembers(a.members)
 	a.deliver()
 	a.reset()

@@ -150,26 +150,39 @@ func TestApply_LogTimeStepsBack_TimeStands(t *testing.T) {
 	}
 }
 
-func TestApply_UndecodableEntry_Panics(t *testing.T) {
-	d := newDriver(t, engineOptions(t, t.TempDir()))
-	good := sealEntry(d.now, putOp("k", []byte("v"), nil))
-	damaged := bytes.Clone(good)
-	damaged[len(damaged)-1] ^= 1
+func TestApply_UndecodableEntry_StopsTheEngine(t *testing.T) {
+	good := sealEntry(testEpoch, putOp("k", []byte("v"), nil))
+	broken := bytes.Clone(good)
+	broken[len(broken)-1] ^= 1
 	foreign := bytes.Clone(good)
-	wire.SealEntry(foreign, &wire.EntryHeader{Level: 1, Group: 2, Time: d.now, Count: 1})
-	for name, entry := range map[string][]byte{"empty": nil, "damaged": damaged, "of another group": foreign} {
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("entry %s: no panic", name)
-				}
-			}()
-			d.e.Apply(d.index+1, 1, entry)
-		}()
+	wire.SealEntry(foreign, &wire.EntryHeader{Level: 1, Group: 2, Time: testEpoch, Count: 1})
+	for name, entry := range map[string][]byte{"empty": nil, "damaged": broken, "of another group": foreign} {
+		t.Run(name, func(t *testing.T) {
+			var fatal []error
+			o := engineOptions(t, t.TempDir())
+			o.Fatal = func(err error) { fatal = append(fatal, err) }
+			d := newDriver(t, o)
+			d.put("before", "v")
+			before := d.e.Applied()
+			if results := d.e.Apply(d.index+1, 1, entry); results != nil {
+				t.Errorf("it was answered: %+v", results)
+			}
+			// It is the log that is wrong, not the stored state.
+			if len(fatal) != 1 || errors.Is(fatal[0], ErrDamaged) || !strings.Contains(fatal[0].Error(), fmt.Sprint("entry ", d.index+1)) {
+				t.Errorf("fatal: %v", fatal)
+			}
+			// Nothing of it was taken, and nothing that comes after it is.
+			if results := d.e.Apply(d.index+1, 1, good); results != nil {
+				t.Errorf("an entry was applied after the failure: %+v", results)
+			}
+			d.e.ApplyConfiguration(d.index+2, 1, nil)
+			if now := d.e.Applied(); now != before || len(fatal) != 1 {
+				t.Errorf("applied %+v, was %+v; fatal %v", now, before, fatal)
+			}
+			d.wantValue("before", "v")
+			d.wantAbsent("k")
+		})
 	}
-	// Nothing of them was taken.
-	d.put("k", "v")
-	d.wantValue("k", "v")
 }
 
 func TestPut_WithTTL_VisibleUntilItsDeadlineByLogTime(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"kvstore/internal/failpoint"
 	"kvstore/internal/record"
 )
 
@@ -289,6 +290,9 @@ func (s *store) checkpoint() error {
 		s.advanceFence()
 		return nil
 	}
+	if err := failpoint.Err(failpoint.CheckpointBefore); err != nil {
+		return err
+	}
 	if p.index > last.Index {
 		if err := s.syncMemtables(); err != nil {
 			return fmt.Errorf("cannot make entry %d durable: %w", p.index, err)
@@ -309,6 +313,9 @@ func (s *store) checkpoint() error {
 	if err := writeCheckpoint(s.dir, &cp); err != nil {
 		return err
 	}
+	if err := failpoint.Err(failpoint.CheckpointAfter); err != nil {
+		return err
+	}
 	s.last.Store(&cp)
 	s.checkpointedBytes.Store(p.bytes)
 	s.metrics.checkpoints.Add(1)
@@ -320,7 +327,8 @@ func (s *store) checkpoint() error {
 
 func writeCheckpoint(dir string, cp *Checkpoint) error {
 	path := filepath.Join(dir, checkpointFile)
-	if err := record.WriteFileAtomic(path, appendCheckpoint(nil, cp), 0o600); err != nil {
+	before := func() error { return failpoint.Err(failpoint.CheckpointRename) }
+	if err := record.WriteFileAtomicBefore(path, appendCheckpoint(nil, cp), 0o600, before); err != nil {
 		return fmt.Errorf("cannot write checkpoint %d: %w", cp.Index, err)
 	}
 	return nil

@@ -12,11 +12,12 @@
 // write. Everything else may be called from any goroutine. One goroutine of the store, the checkpointer,
 // syncs, writes CHECKPOINT and moves the read fence; it ends with Close. An installed snapshot replaces the
 // store: then a goroutine of the engine ends the old one, and Close waits for it. Badger's own goroutines
-// flush and compact; a panic in one of them can't be caught and ends the process (DESIGN.md has the cases).
+// flush and compact; a panic in one of them can't be caught and ends the process (DESIGN.md has the cases). A
+// scrub runs on its caller's goroutine.
 //
 // What it never does: read a clock, a random number or an option inside Apply; believe Badger about what is
 // durable; let a value into Badger's value log; delete damaged state (it returns ErrDamaged and leaves the
-// choice to the node); decide about leadership, or propose anything.
+// choice to the node); answer for an entry that it can't apply; decide about leadership, or propose anything.
 //
 // DESIGN.md tells why it is built so, what happens in each crash, and which defects of Badger it works around.
 package engine

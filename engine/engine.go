@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -25,15 +26,20 @@ type Engine struct {
 
 	// Provides its own synchronisation.
 	applyTime hist.Histogram
+	waiters   waiters // for entries to be applied
 
 	// Written by Open and, on the applier's goroutine, by Install; read by anyone.
 	live atomic.Pointer[instance]
+
+	// scrubbing is held by the scrub under way.
+	scrubbing sync.Mutex
 
 	// tasks are receptions of snapshots and removals of replaced generations: Close waits for them.
 	tasks sync.WaitGroup
 
 	mu sync.Mutex
 	// Guarded by mu.
+	disarm    func() error // ends the keeping of a trace, see deathFile; nil once it has ended
 	closing   bool
 	receiving bool      // a reception is under way
 	received  *Received // the last one that ended well and was neither installed nor discarded
@@ -71,8 +77,12 @@ func Open(o Options) (*Engine, error) {
 		return nil, errors.Join(fmt.Errorf("cannot load the state machine: %w", err), s.close())
 	}
 	e := &Engine{o: s.o}
+	e.waiters.init()
 	e.start, e.hadStart = s.recovered()
 	e.live.Store(in)
+	if e.disarm, err = armTrace(filepath.Join(s.dir, deathFile)); err != nil {
+		return nil, errors.Join(err, in.close())
+	}
 	return e, nil
 }
 
@@ -80,7 +90,14 @@ func Open(o Options) (*Engine, error) {
 // It waits for a ReceiveSnapshot under way, which ends with ErrClosed at its next frame or with its
 // reader: end that first.
 func (e *Engine) Close() error {
-	return errors.Join(e.endReceptions(), e.live.Load().close())
+	err := errors.Join(e.endReceptions(), e.live.Load().close())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.disarm != nil {
+		err = errors.Join(err, e.disarm())
+		e.disarm = nil
+	}
+	return err
 }
 
 // Applied gives the newest state that readers see.

@@ -86,6 +86,7 @@ func (d *deadlines) earliest(s *store) int64 {
 	}
 	found, err := earliestDeadline(s, next)
 	if err != nil {
+		s.sawDamage(err)
 		return next // too early is harmless: OpExpire finds nothing due and tells the earliest
 	}
 	d.mu.Lock()
@@ -138,7 +139,7 @@ func (a *applier) expire(n uint32) wire.Result {
 	for _, recordKey := range due {
 		st := a.stage(recordKey)
 		if !st.exists || !st.now.expired(a.now) {
-			panic(fmt.Sprintf("engine is damaged: the expiry index names key %q, which has no such deadline", userKey(recordKey)))
+			a.failApply(damaged(fmt.Sprintf("the expiry index names key %q, which has no such deadline", userKey(recordKey)), nil))
 		}
 		rev := a.removeExpired(st)
 		if res.Rev == 0 {
@@ -173,7 +174,7 @@ func (a *applier) dueRecords(n int) (due [][]byte, earliest int64) {
 		})
 	})
 	if err != nil {
-		panic(fmt.Sprintf("engine is damaged: cannot read the expiry index: %v", err))
+		a.failRead(fmt.Errorf("the expiry index: %w", err))
 	}
 	return due, earliest
 }

@@ -87,6 +87,9 @@ func (s *store) open() error {
 		}
 	}
 	s.setGeneration(cp.Generation)
+	if err := s.checkAfterDeath(); err != nil {
+		return err
+	}
 	if s.db, err = s.openBadger(); err != nil {
 		return err
 	}
@@ -254,19 +257,26 @@ func (s *store) openBadger() (*badger.DB, error) {
 	return nil, damaged(fmt.Sprintf("Badger could not be opened %d times in a row (the count is in %s; remove that file to try again)", failures, flag), last)
 }
 
-// armTrace has the runtime write the trace of a fatal panic or fault to path as well, until disarm. It
-// is a setting of the process: groups open their stores one after the other.
+// armTrace has the runtime write the trace of a fatal panic or fault to path as well, until disarm, which removes
+// the file. It is a setting of the process: groups open their stores one after the other, and of several that
+// are open the last one gets the trace.
 func armTrace(path string) (disarm func() error, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("cannot make room for the trace of a failed opening: %w", err)
+		return nil, fmt.Errorf("cannot make room for the trace of a death: %w", err)
 	}
 	// The runtime keeps a descriptor of its own.
 	err = errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close())
 	if err != nil {
-		return nil, fmt.Errorf("cannot have the trace of a failed opening kept in %q: %w", path, err)
+		return nil, fmt.Errorf("cannot have the trace of a death kept in %q: %w", path, err)
 	}
-	return func() error { return errors.Join(debug.SetCrashOutput(nil, debug.CrashOptions{}), os.Remove(path)) }, nil
+	return func() error {
+		err := os.Remove(path)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return errors.Join(debug.SetCrashOutput(nil, debug.CrashOptions{}), err)
+	}, nil
 }
 
 // diedOpening tells how an earlier process died while it opened Badger, by the first line of its trace;
@@ -408,7 +418,7 @@ func (s *store) removeStaleGenerations(generations []uint64, keep uint64) error 
 	return nil
 }
 
-// Quarantine moves the stored state of a group (checkpoint, generations, count of failed openings) into a
+// Quarantine moves the stored state of a group (checkpoint, generations, traces and counts of failures) into a
 // directory of its own below the group's, whose path it returns. The next Open finds a virgin store. For
 // a node that got ErrDamaged and can rebuild: it must know that the log reaches back to its first entry, or
 // that a peer's snapshot is at hand. Nothing is deleted. A crash in the middle leaves a store that still
@@ -440,7 +450,7 @@ func Quarantine(dir string, group uint32) (moved string, err error) {
 	slices.SortFunc(files, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	for _, f := range files {
 		name := f.Name()
-		if name != checkpointFile && name != openingFile && name != traceFile && !strings.HasPrefix(name, generationPrefix) {
+		if name != checkpointFile && name != openingFile && name != traceFile && name != deathFile && !strings.HasPrefix(name, generationPrefix) {
 			continue
 		}
 		if err := os.Rename(filepath.Join(source, name), filepath.Join(moved, name)); err != nil {

@@ -17,7 +17,7 @@ type ReadOptions struct {
 	// can't tell what came first gets StatusCompacted too.
 	AtRevision wire.Revision
 	// MinRevision asks for a state that reflects at least this revision: StatusFutureRevision when it is not
-	// applied here yet.
+	// applied here yet, StatusCompacted when a recovery has given it up.
 	MinRevision wire.Revision
 	// ReplyBytesMax bounds the payload of a MultiGet; 0 for wire.FrameBodyBytesMax.
 	ReplyBytesMax int
@@ -138,7 +138,7 @@ func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, erro
 	}
 	if err := in.store.read(at, l.onRead); err != nil {
 		l.rec = storedRecord{}
-		return statusOf(err)
+		return in.refused(err)
 	}
 	if at == 0 {
 		l.fill()
@@ -156,6 +156,11 @@ func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, erro
 
 // place decides at which ts to read: 0 for the newest.
 func (in *instance) place(o *ReadOptions) (at uint64, st wire.Status) {
+	if o.MinRevision|o.AtRevision != 0 {
+		if id := in.identity.Load(); id.forgotten(o.MinRevision) || id.forgotten(o.AtRevision) {
+			return 0, wire.StatusCompacted
+		}
+	}
 	if wire.RevisionTS(o.MinRevision) > in.store.current().ts {
 		return 0, wire.StatusFutureRevision
 	}

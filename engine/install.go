@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"kvstore/internal/failpoint"
 	"kvstore/internal/record"
 )
 
@@ -71,6 +72,7 @@ func (r *Received) Install() error {
 	e.tasks.Add(1)
 	e.mu.Unlock()
 	e.transferred.installed.Add(1)
+	e.waiters.wake(r.cp.Index)
 	old.store.o.hooks.step(stepInstalled)
 	old.store.log.Info("a snapshot is installed", "index", r.cp.Index, "generation", r.cp.Generation, "replaced_index", old.store.current().index, "replaced_generation", old.store.generation)
 	// Owned by the engine; it ends when the last reader of the old state has left. Close waits for it.
@@ -99,7 +101,13 @@ func (r *Received) switchOver(old *instance) error {
 	s := old.store
 	s.writing.Lock() // a checkpoint under way ends first
 	defer s.writing.Unlock()
+	if err := failpoint.Err(failpoint.GenerationSwapBefore); err != nil {
+		return err
+	}
 	err := s.o.hooks.writeCheckpoint(s.dir, &r.cp)
+	if err == nil {
+		failpoint.Hit(failpoint.GenerationSwapAfter)
+	}
 	if err == nil || errors.Is(err, record.ErrUnsynced) {
 		s.replaced = true
 	}

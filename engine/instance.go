@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -31,6 +32,8 @@ type instance struct {
 	// Guarded by mu: what the newest published entry left.
 	newest   marker
 	sessions int
+	digests  digestRing
+	scrub    *partialSum // of the scrub under way, or nil
 }
 
 // loadInstance builds the state machine from what s shows.
@@ -47,6 +50,9 @@ func loadInstance(s *store) (*instance, error) {
 			}
 			if id, err = loadIdentity(r); err != nil {
 				return err
+			}
+			if last.ts != id.base+last.index {
+				return fmt.Errorf("%w: the marker's ts %d is not the base %d and its index %d", ErrRecordDamaged, last.ts, id.base, last.index)
 			}
 			if members, err = loadMembers(r); err != nil {
 				return err
@@ -69,11 +75,22 @@ func loadInstance(s *store) (*instance, error) {
 	return in, nil
 }
 
-// note publishes what the newest entry left, apart from its point. REQUIRES: caller is the applier.
-func (in *instance) note(m *marker, sessions int) {
+// publish shows the entry that the applier has stored, and notes what it left. Under mu, so that who holds it
+// sees the point, the marker and a scrub's sum of one state. REQUIRES: caller is the applier.
+func (in *instance) publish(m *marker, stored []byte, sessions int, changed *overlay) {
 	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.scrub != nil {
+		in.scrub.note(changed)
+	}
+	in.store.publish(m.point(), stored)
+	in.note(m, sessions)
+}
+
+// note notes what the newest entry left. REQUIRES: mu held, or in is not shared yet.
+func (in *instance) note(m *marker, sessions int) {
 	in.newest, in.sessions = *m, sessions
-	in.mu.Unlock()
+	in.digests.add(m)
 }
 
 // setIdentity publishes what the system records say. REQUIRES: caller is the applier.

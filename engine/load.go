@@ -1,13 +1,9 @@
 package engine
 
-import (
-	"fmt"
+import "kvstore/wire"
 
-	"kvstore/wire"
-)
-
-// The applier reads the state before the entry through the cache. Damage stops it: to take a damaged record
-// for an absent one would make this replica differ from the others.
+// The applier reads the state before the entry through the cache. Damage stops it (failRead): to take a
+// damaged record for an absent one would make this replica differ from the others.
 
 // load reads the record as it was before the entry, without its value.
 func (a *applier) load(st *staged) {
@@ -44,10 +40,6 @@ func (a *applier) read() {
 		a.failRead(err)
 	}
 	st.oldExists = found
-}
-
-func (a *applier) failRead(err error) {
-	panic(fmt.Sprintf("cannot read the state before entry %d, ts %d: %v", a.index, a.last.ts, err))
 }
 
 // loaded takes a record out of the hands of cache or store.

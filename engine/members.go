@@ -53,26 +53,13 @@ func (in *instance) setMembers(members []wire.Member) {
 
 // loadMembers reads the member records, sorted by id: the order of their keys.
 func loadMembers(r *reader) (members []wire.Member, err error) {
-	lower := appendRecordKey(nil, wire.NamespaceSystem, []byte(systemMember))
-	upper := successor(slices.Clone(lower))
-	err = r.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
-		stored, err := value()
-		if err != nil {
-			return false, err
-		}
-		var rec storedRecord
-		if err := decodeRecord(key, stored, &rec); err != nil {
-			return false, err
-		}
+	err = eachSystemRecord(r, systemMember, func(rec *storedRecord) error {
 		var m wire.Member
 		if err := wire.DecodeMember(rec.Value, &m); err != nil {
-			return false, fmt.Errorf("%w: %w", ErrRecordDamaged, err)
-		}
-		if string(key[len(lower):]) != m.ID {
-			return false, fmt.Errorf("%w: the member record of %q stands under key %q", ErrRecordDamaged, m.ID, userKey(key))
+			return fmt.Errorf("%w: %w", ErrRecordDamaged, err)
 		}
 		members = append(members, m)
-		return true, nil
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot load the member records: %w", err)

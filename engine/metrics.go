@@ -24,6 +24,8 @@ type storeMetrics struct {
 	pinsDropped    atomic.Uint64
 	badgerWarnings atomic.Uint64 // Lines that Badger logged.
 	badgerErrors   atomic.Uint64
+	damages        atomic.Uint64             // Reads, checks and entries that met damage.
+	damageTold     atomic.Pointer[time.Time] // When Options.OnDamage was called last.
 }
 
 // LevelStats describes one level of Badger's tree.
@@ -65,6 +67,8 @@ type StoreStats struct {
 	Pins                      int
 	// BadgerWarnings and BadgerErrors count lines that Badger logged. Neither is ever normal.
 	BadgerWarnings, BadgerErrors uint64
+	// Damages counts reads, scrubs and entries that met damage. It is never normal.
+	Damages uint64
 	// Levels describes Badger's tree, from level 0 on.
 	Levels []LevelStats
 	// MemtableLogs, Tables and ValueLogs are the files. ValueLogs stay at one that holds nothing.
@@ -95,6 +99,7 @@ func (s *store) stats() (StoreStats, error) {
 		PinsDropped:        s.metrics.pinsDropped.Load(),
 		BadgerWarnings:     s.metrics.badgerWarnings.Load(),
 		BadgerErrors:       s.metrics.badgerErrors.Load(),
+		Damages:            s.metrics.damages.Load(),
 	}
 	s.mu.Lock()
 	st.Pins = len(s.pins)

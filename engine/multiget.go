@@ -28,7 +28,7 @@ func (in *instance) multiGet(o *ReadOptions, items []byte, count int, dst []byte
 	}
 	m := multiGet{in: in, o: o, items: items, count: count, dst: dst, start: len(dst), cached: at == 0 && in.cache != nil}
 	if err := in.store.read(at, m.read); err != nil {
-		st, err := statusOf(err)
+		st, err := in.refused(err)
 		return dst, st, err
 	}
 	if m.inexact {

@@ -89,9 +89,14 @@ type Options struct {
 	Sink EffectSink
 
 	// Fatal is called once, from any goroutine, when the engine can't go on: a failed fdatasync, a flush
-	// that fails. Default: log the error and exit with status 1. If it returns, the engine stays
-	// failed: commits, checkpoints and waits return the error.
+	// that fails, an entry that can't be applied (ErrDamaged if that is because of what is stored). Default:
+	// log the error and exit with status 1. If it returns, the engine stays failed: entries are not
+	// applied, checkpoints and waits return the error.
 	Fatal func(error)
+	// OnDamage is called when a read, a scrub or an entry meets damage, at most once in a minute, from any
+	// goroutine; it must not block. The error matches ErrRecordDamaged, ErrDigestMismatch or ErrDamaged.
+	// Default: none.
+	OnDamage func(error)
 
 	// hooks are for this package's tests.
 	hooks hooks
@@ -110,6 +115,8 @@ type hooks struct {
 	syncFile func(f *os.File) error
 	// duringRead is called inside store.read between the function and the fence check.
 	duringRead func()
+	// beforeWait is called inside WaitApplied when the entry was not applied, before it is waited for.
+	beforeWait func()
 	// now stands in for the monotonic clock of the pins' ages.
 	now func() time.Time
 	// atStep is called at each step of receiving and installing a snapshot; see stepCreated.

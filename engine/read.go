@@ -116,7 +116,8 @@ func (s *store) pointAt(at uint64) (point, error) {
 }
 
 // readAt runs fn at p, without a look at the fence.
-func (s *store) readAt(p point, fn func(r *reader) error) error {
+func (s *store) readAt(p point, fn func(r *reader) error) (err error) {
+	defer caught(&err)
 	r := readerPool.Get().(*reader)
 	r.s, r.at = s, p
 	r.txn = s.db.NewTransactionAt(p.ts, false)
@@ -128,7 +129,7 @@ func (s *store) readAt(p point, fn func(r *reader) error) error {
 		}
 		readerPool.Put(r)
 	}()
-	err := fn(r)
+	err = fn(r)
 	if s.o.hooks.duringRead != nil {
 		s.o.hooks.duringRead()
 	}
@@ -143,6 +144,7 @@ const readerBufBytesMax = 512 << 10
 // passes that, so it needs no fence check at the ts of the entry before the one that it applies. fn gets a
 // view that is valid until it returns; its error is returned as it is.
 func (s *store) getAt(ts uint64, key []byte, fn func(value []byte) error) (found bool, err error) {
+	defer caught(&err)
 	txn := s.db.NewTransactionAt(ts, false)
 	defer txn.Discard()
 	return getIn(txn, key, fn)

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
+
+	"kvstore/internal/failpoint"
 )
 
 // ErrReceiving says that another snapshot is being received: one at a time.
@@ -55,6 +58,27 @@ func (e *Engine) ReceiveSnapshot(ctx context.Context, want SnapshotMeta, r io.Re
 	}
 	e.transferred.received.Add(1)
 	return received, nil
+}
+
+// reception tells how far a snapshot has been received. Written by ReceiveSnapshot, read by anyone.
+type reception struct {
+	// Immutable.
+	records, recordBytes uint64 // all that there will be
+
+	items, bytes, read, recordsDone atomic.Uint64
+}
+
+// Receiving tells how far the snapshot that is being received has been; ok is false when there is none. Sent counts
+// what was read of its stream.
+func (e *Engine) Receiving() (p SnapshotProgress, ok bool) {
+	r := e.transferred.reception.Load()
+	if r == nil {
+		return SnapshotProgress{}, false
+	}
+	return SnapshotProgress{
+		Items: r.items.Load(), Bytes: r.bytes.Load(), Sent: r.read.Load(), RecordsDone: r.recordsDone.Load(),
+		Records: r.records, RecordBytes: r.recordBytes,
+	}, true
 }
 
 // beginReception takes the place of the one who receives. An older snapshot that waits makes room.
@@ -127,6 +151,12 @@ func (e *Engine) receive(ctx context.Context, want *SnapshotMeta, r io.Reader) (
 	if err := h.check(want, live); err != nil {
 		return nil, err
 	}
+	m, err := decodeMarker(h.marker)
+	if err != nil {
+		return nil, untrusted(err)
+	}
+	e.transferred.reception.Store(&reception{records: m.records, recordBytes: m.bytes})
+	defer e.transferred.reception.Store(nil)
 	generations, err := listGenerations(live.store.dir)
 	if err != nil {
 		return nil, err
@@ -192,6 +222,7 @@ func (e *Engine) fill(ctx context.Context, s *store, sr *snapshotReader) error {
 		return err
 	}
 	s.o.hooks.step(stepCreated)
+	progress := e.transferred.reception.Load()
 	for more := true; more && err == nil; {
 		switch {
 		case ctx.Err() != nil:
@@ -200,6 +231,13 @@ func (e *Engine) fill(ctx context.Context, s *store, sr *snapshotReader) error {
 			err = ErrClosed
 		default:
 			more, err = sr.next(w.set)
+			progress.items.Store(sr.count.items)
+			progress.bytes.Store(sr.count.bytes)
+			progress.recordsDone.Store(sr.records)
+			progress.read.Store(sr.at)
+			if err == nil {
+				err = failpoint.Err(failpoint.SnapshotReceive)
+			}
 		}
 	}
 	if err == nil {

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"slices"
 
 	"kvstore/wire"
@@ -11,9 +13,12 @@ import (
 // wire, as the engine does, and shares nothing else with it.
 type reference struct {
 	index, ts uint64
+	base      uint64
+	histories [][16]byte
 	now       int64
 	positions int
 	begun     bool
+	first     bool // the operation at hand is the first of its entry
 	records   map[string]*modelRecord
 	sessions  map[uint64]*modelSession
 	effects   []Effect
@@ -41,7 +46,7 @@ func (m *reference) apply(index uint64, entry []byte) []wire.Result {
 	if err != nil {
 		panic(err)
 	}
-	m.index, m.ts, m.positions = index, index, 0
+	m.index, m.ts, m.positions = index, m.base+index, 0
 	m.now = max(m.now, h.Time)
 	m.effects = nil
 	for _, id := range sortedKeys(m.sessions) {
@@ -50,12 +55,13 @@ func (m *reference) apply(index uint64, entry []byte) []wire.Result {
 		}
 	}
 	var results []wire.Result
-	for range h.Count {
+	for i := range h.Count {
 		var op wire.Op
 		if ops, err = wire.NextOp(ops, &op); err != nil {
 			panic(err)
 		}
 		first := len(m.effects)
+		m.first = i == 0
 		results = append(results, m.execute(&op))
 		m.endTransaction(first)
 	}
@@ -90,6 +96,7 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 		if err := wire.DecodeInit(op.Payload, &in); err != nil {
 			panic(err)
 		}
+		m.histories = [][16]byte{in.HistoryID}
 		rev := m.put(0, "cluster_id", nil, in.ClusterID[:], 0)
 		m.put(0, "history_id", nil, in.HistoryID[:], 0)
 		m.put(0, "level", nil, []byte{1, 0}, 0)
@@ -111,6 +118,8 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 			return wire.Result{Status: wire.StatusBadRequest}
 		}
 		return wire.Result{Rev: m.put(0, "member/"+in.ID, nil, op.Payload, 0)}
+	case wire.OpRecover:
+		return m.recover(op)
 	case wire.OpExpire:
 		n, err := wire.DecodeExpire(op.Payload)
 		if err != nil {
@@ -124,6 +133,28 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 		return m.write(op)
 	}
 	return wire.Result{Status: wire.StatusUnknownOp}
+}
+
+func (m *reference) recover(op *wire.Op) wire.Result {
+	var in wire.Recover
+	n := len(m.histories)
+	switch {
+	case wire.DecodeRecover(op.Payload, &in) != nil:
+		return wire.Result{Status: wire.StatusBadRequest}
+	case n > 1 && m.histories[n-1] == in.HistoryID:
+		return wire.Result{Replayed: true, Rev: m.records[string(appendRecordKey(nil, 0, fmt.Appendf(nil, "recovery/%04d", n-1)))].meta.Version}
+	case !m.first:
+		return wire.Result{Status: wire.StatusRetryLater}
+	case slices.Contains(m.histories, in.HistoryID):
+		return wire.Result{Status: wire.StatusBadRequest}
+	}
+	m.base += in.BaseRaise
+	m.ts += in.BaseRaise
+	m.histories = append(m.histories, in.HistoryID)
+	rev := m.put(0, fmt.Sprintf("recovery/%04d", n), nil, op.Payload, 0)
+	m.put(0, "history_id", nil, in.HistoryID[:], 0)
+	m.put(0, "base", nil, binary.LittleEndian.AppendUint64(nil, m.base), 0)
+	return wire.Result{Rev: rev}
 }
 
 func (m *reference) write(op *wire.Op) wire.Result {

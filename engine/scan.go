@@ -41,7 +41,7 @@ func (in *instance) scan(o *ReadOptions, req *wire.ScanRequest, dst []byte) (pay
 		at = wire.RevisionTS(s.from.rev)
 	}
 	if err := in.store.read(at, s.read); err != nil {
-		st, err := statusOf(err)
+		st, err := in.refused(err)
 		return dst, st, err
 	}
 	if s.inexact {

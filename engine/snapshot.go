@@ -37,7 +37,7 @@ type Snapshot struct {
 	bytes   uint64
 
 	// Written by Read, read by anyone.
-	items, rawBytes, sentBytes atomic.Uint64
+	items, rawBytes, sentBytes, sentRecords atomic.Uint64
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -55,6 +55,8 @@ type SnapshotProgress struct {
 	// Items counts stored keys: records, pieces of large values, index entries, sessions and kept answers.
 	// Bytes counts what they hold, Sent what the stream has for it, compressed and framed.
 	Items, Bytes, Sent uint64
+	// RecordsDone are the records among Items.
+	RecordsDone uint64
 	// Records and RecordBytes are all that the state holds, as Stats counts them. Bytes ends a little above
 	// RecordBytes, by headers and indexes.
 	Records, RecordBytes uint64
@@ -124,7 +126,7 @@ func (s *Snapshot) Meta() SnapshotMeta {
 // Progress tells how far the snapshot has been read.
 func (s *Snapshot) Progress() SnapshotProgress {
 	return SnapshotProgress{
-		Items: s.items.Load(), Bytes: s.rawBytes.Load(), Sent: s.sentBytes.Load(),
+		Items: s.items.Load(), Bytes: s.rawBytes.Load(), Sent: s.sentBytes.Load(), RecordsDone: s.sentRecords.Load(),
 		Records: s.records, RecordBytes: s.bytes,
 	}
 }
@@ -200,10 +202,10 @@ func (s *Snapshot) produce() error {
 // table of its beginning on disk, and after a crash such a log comes back below tombstones that are gone.
 // REQUIRES: mu held.
 func (s *Snapshot) gather() error {
-	var items, bytes uint64
+	var items, bytes, records uint64
 	next := s.next
 	err := s.store.read(s.header.ts, func(r *reader) error {
-		s.frame, items, bytes, next = s.frame[:frameHeaderBytes], 0, 0, s.next
+		s.frame, items, bytes, records, next = s.frame[:frameHeaderBytes], 0, 0, 0, s.next
 		o := badger.DefaultIteratorOptions
 		o.PrefetchValues = false // as in reader.iterate
 		it := r.txn.NewIterator(o)
@@ -223,6 +225,9 @@ func (s *Snapshot) gather() error {
 				s.frame = appendItem(s.frame, key, value, s.header.ts-item.Version())
 				items++
 				bytes += uint64(len(key) + len(value))
+				if key[0] == familyRecord {
+					records++
+				}
 				return nil
 			}); err != nil {
 				return err
@@ -243,6 +248,7 @@ func (s *Snapshot) gather() error {
 	s.next = next
 	s.items.Add(items)
 	s.rawBytes.Add(bytes)
+	s.sentRecords.Add(records)
 	return nil
 }
 

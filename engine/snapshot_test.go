@@ -3,7 +3,9 @@ package engine
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -143,6 +145,109 @@ func TestSnapshot_InstalledElsewhere_SameStateAndTheLogGoesOn(t *testing.T) {
 	wantEqualEngines(t, from, again)
 	if err := again.VerifyDigest(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Goal: a snapshot replaces what was there. What the sender has deleted, and what it never had, is gone, with its
+// index of deadlines and with the pieces of large values.
+func TestInstall_KeysThatTheSenderDoesNotHave_AreGone(t *testing.T) {
+	from, to := newDriver(t, engineOptions(t, t.TempDir())), newDriver(t, engineOptions(t, t.TempDir()))
+	large := strings.Repeat("x", 3*valueThresholdMax)
+	both := func(op testOp) {
+		from.one(op)
+		to.one(op)
+	}
+	both(putOp("kept", []byte("1"), nil))
+	both(putOp("deleted", []byte("1"), nil))
+	both(putOp("deleted, large", []byte(large), nil))
+	both(putOp("deleted, with a deadline", []byte("1"), withTTL(nil, time.Hour)))
+	to.one(putOp("mine", []byte("1"), nil)) // a tail of another history, that was never committed
+	to.one(putOp("mine, large", []byte(large), nil))
+	for _, key := range []string{"deleted", "deleted, large", "deleted, with a deadline"} {
+		from.one(deleteOp(key, nil))
+	}
+	from.put("new", "1")
+	if err := from.e.CheckpointNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	meta, stream := snapshotOf(t, from.e)
+	if err := receive(t, to.e, meta, stream).Install(); err != nil {
+		t.Fatal(err)
+	}
+	to.wantValue("kept", "1")
+	to.wantValue("new", "1")
+	for _, key := range []string{"deleted", "deleted, large", "deleted, with a deadline", "mine", "mine, large"} {
+		to.wantAbsent(key)
+	}
+	if a, b := dumpState(t, from.e), dumpState(t, to.e); !reflect.DeepEqual(a, b) {
+		t.Errorf("%d and %d keys, or they differ", len(a), len(b))
+	}
+	if err := to.e.VerifyDigest(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// countHook calls do once, when at bytes were read.
+type countHook struct {
+	r  io.Reader
+	at int
+	do func()
+}
+
+func (h *countHook) Read(b []byte) (int, error) {
+	n, err := h.r.Read(b)
+	if before := h.at; before > 0 {
+		if h.at -= n; h.at <= 0 {
+			h.do()
+		}
+	}
+	return n, err
+}
+
+func TestSnapshot_Progress_CountsRecordsOnBothSides(t *testing.T) {
+	from, to := newDriver(t, engineOptions(t, t.TempDir())), newDriver(t, engineOptions(t, t.TempDir()))
+	const n = 300
+	value := make([]byte, 20<<10)
+	random := rand.New(rand.NewPCG(testSeed(t), 0))
+	for i := range n {
+		for j := range value {
+			value[j] = byte(random.Uint32()) // several frames, which can't be compressed
+		}
+		from.one(putOp(fmt.Sprintf("key %d", i), value, nil))
+	}
+	if err := from.e.CheckpointNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := from.e.OpenSnapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // it never fails
+	if _, ok := to.e.Receiving(); ok {
+		t.Error("receiving before anything came")
+	}
+	var sent, received SnapshotProgress
+	half := &countHook{r: s, at: 2 << 20, do: func() {
+		sent = s.Progress()
+		received, _ = to.e.Receiving()
+	}}
+	r, err := to.e.ReceiveSnapshot(t.Context(), s.Meta(), half)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Discard()
+	records := s.Progress().Records
+	if records < n || sent.Records != records || received.Records != records || received.RecordBytes != sent.RecordBytes {
+		t.Errorf("%d records; sent %+v, received %+v", records, sent, received)
+	}
+	if received.RecordsDone == 0 || received.RecordsDone > sent.RecordsDone || sent.RecordsDone >= records || received.Bytes == 0 || received.Sent == 0 {
+		t.Errorf("midway: sent %+v, received %+v", sent, received)
+	}
+	if p := s.Progress(); p.RecordsDone != records {
+		t.Errorf("at the end: %+v", p)
+	}
+	if _, ok := to.e.Receiving(); ok {
+		t.Error("still receiving")
 	}
 }
 

@@ -177,6 +177,7 @@ type snapshotReader struct {
 	ts      uint64
 	lastKey []byte
 	count   snapshotEnd
+	records uint64 // among the items
 }
 
 // frame reads one frame. The payload is good until the next call. Errors: those of the reader, and
@@ -302,6 +303,9 @@ func (s *snapshotReader) items(b []byte, fn func(key, value []byte, version uint
 		s.lastKey = append(s.lastKey[:0], key...)
 		s.count.items++
 		s.count.bytes += keyLen + valueLen
+		if key[0] == familyRecord {
+			s.records++
+		}
 		if err := fn(key, value, s.ts-age); err != nil {
 			return err
 		}

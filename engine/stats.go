@@ -45,6 +45,9 @@ type TransferStats struct {
 type transferMetrics struct {
 	opened, received, installed, refused atomic.Uint64
 	bytesSent, bytesReceived             atomic.Uint64
+
+	// reception is the snapshot that is being received; nil: none.
+	reception atomic.Pointer[reception]
 }
 
 // counters are those of Stats that live in an instance: they are added up when one is replaced. The other

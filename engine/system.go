@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"kvstore/wire"
 )
@@ -11,7 +12,7 @@ import (
 // snapshots, digests and effects hold it without special cases.
 const (
 	systemClusterID = "cluster_id" // 16 bytes
-	systemHistoryID = "history_id" // 16 bytes; a new one whenever history is forgotten
+	systemHistoryID = "history_id" // 16 bytes; a new one whenever history begins anew
 	systemLevel     = "level"      // u16, little endian: the behaviour level
 	systemBase      = "base"       // u64, little endian: ts = base + raft index
 
@@ -25,6 +26,8 @@ type identity struct {
 	historyID [16]byte
 	level     uint16
 	base      uint64
+
+	recoveries []Recovery // immutable: a change makes a new slice
 }
 
 // initialise executes OpInit in a state that has none yet.
@@ -34,7 +37,7 @@ func (a *applier) initialise(op *wire.Op) wire.Result {
 		return wire.Result{Status: wire.StatusBadRequest}
 	}
 	if in.Level > LevelNewest {
-		panic(fmt.Sprintf("cannot apply entry %d: it begins at behaviour level %d, this build knows up to %d: use a newer build", a.index, in.Level, LevelNewest))
+		a.failApply(fmt.Errorf("it begins at behaviour level %d, this build knows up to %d: use a newer build", in.Level, LevelNewest))
 	}
 	// The first entry's ts is made with the base that the state has, so OpInit can only confirm it.
 	a.identity = identity{clusterID: in.ClusterID, historyID: in.HistoryID, level: in.Level, base: a.identity.base}
@@ -89,9 +92,30 @@ func loadIdentity(r *reader) (id identity, err error) {
 			return identity{}, nil
 		}
 	}
+	if id.recoveries, err = loadRecoveries(r); err != nil {
+		return identity{}, err
+	}
 	id.level, id.base = binary.LittleEndian.Uint16(level), binary.LittleEndian.Uint64(base)
 	if id.level > LevelNewest {
 		return identity{}, fmt.Errorf("the state has behaviour level %d, this build knows up to %d: use a newer build", id.level, LevelNewest)
 	}
 	return id, nil
+}
+
+// eachSystemRecord calls fn for each system record whose key begins with prefix, in order of keys. rec is good
+// until fn returns.
+func eachSystemRecord(r *reader, prefix string, fn func(rec *storedRecord) error) error {
+	lower := appendRecordKey(nil, wire.NamespaceSystem, []byte(prefix))
+	upper := successor(slices.Clone(lower))
+	return r.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
+		stored, err := value()
+		if err != nil {
+			return false, err
+		}
+		var rec storedRecord
+		if err := decodeRecord(key, stored, &rec); err != nil {
+			return false, err
+		}
+		return true, fn(&rec)
+	})
 }

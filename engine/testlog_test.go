@@ -76,6 +76,10 @@ func memberOp(m wire.Member) testOp {
 	return testOp{wire.Op{Op: wire.OpMember, Payload: wire.AppendMember(nil, &m)}}
 }
 
+func recoverOp(r wire.Recover) testOp {
+	return testOp{wire.Op{Op: wire.OpRecover, Payload: wire.AppendRecover(nil, &r)}}
+}
+
 // testEpoch is where log time begins in tests.
 const testEpoch = int64(1_700_000_000_000_000)
 
@@ -348,6 +352,10 @@ func (w *workload) write() testOp {
 }
 
 func (w *workload) op() testOp {
+	if w.rng.IntN(80) == 0 {
+		// A few ids, so that some come again.
+		return recoverOp(wire.Recover{HistoryID: [16]byte{9, byte(w.rng.IntN(12))}, BaseRaise: wire.RecoverBaseRaise, At: w.now, Text: "{}"})
+	}
 	switch n := w.rng.IntN(40); {
 	case n == 0:
 		return sessionOpenOp()

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"kvstore/internal/failpoint"
 )
 
 // Limits of one Badger transaction, from its own arithmetic (checkAndSetOptions, Txn.checkSize): the
@@ -94,6 +96,9 @@ func (w *write) commit(marker []byte) error {
 	if err := s.failure(); err != nil {
 		return err
 	}
+	if err := failpoint.Err(failpoint.CommitBefore); err != nil {
+		return err
+	}
 	start := time.Now()
 	w.set(markerKey, marker)
 	for from := 0; from < len(w.entries); {
@@ -103,6 +108,9 @@ func (w *write) commit(marker []byte) error {
 		}
 		s.metrics.txns.Add(1)
 		from = to
+	}
+	if err := failpoint.Err(failpoint.CommitAfter); err != nil {
+		return err
 	}
 	// The entries' slices belong to the caller again: hold none of them until the next entry.
 	clear(w.entries)

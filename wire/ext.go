@@ -28,6 +28,16 @@ const (
 	ExtMaxAge      ExtType = 23 // u64 milliseconds: a stale answer may be no older than this
 )
 
+// Values of ExtConsistency.
+const (
+	ConsistencyLinearizable = 0
+	ConsistencyStale        = 1
+	ConsistencyAnyNode      = 2
+)
+
+// AgeUnknown is the value of ExtAge in an answer of whose age nothing is known.
+const AgeUnknown = 1<<64 - 1
+
 // Elements of answers.
 const (
 	ExtMeta       ExtType = 2  // Meta, see AppendMeta
@@ -36,7 +46,7 @@ const (
 	ExtTerm       ExtType = 8  // u64
 	ExtLimit      ExtType = 10 // u64: the limit that was exceeded
 	ExtRevision   ExtType = 12 // u64: revision that the answer reflects
-	ExtAge        ExtType = 14 // u64 microseconds: a stale answer holds everything acknowledged that long ago
+	ExtAge        ExtType = 14 // u64 microseconds: a stale answer holds what was acknowledged that long before the request, or AgeUnknown
 )
 
 // Elements of HELLO and its answer.
@@ -61,7 +71,7 @@ type extSet uint64
 
 const (
 	// extsSteering are elements that steer a request as a whole; they have no place in an item of a group.
-	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision
+	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge
 	// extsPut belong to a put, extsMutation also to deletes and other operations under a condition.
 	extsPut      extSet = 1<<ExtTTL | 1<<ExtTag | 1<<ExtContentType | 1<<ExtEncoding | 1<<ExtChecksum
 	extsMutation extSet = extsPut | 1<<ExtCondition
@@ -76,9 +86,9 @@ const (
 func extsOf(op Opcode) extSet {
 	switch op {
 	case OpGet, OpExists, OpMultiGet:
-		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtAtRevision
+		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge
 	case OpScan: // the revision of its pages is in the cursor
-		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision
+		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtMaxAge
 	case OpPut:
 		return 1<<ExtNamespace | 1<<ExtSession | extsMutation
 	case OpDelete:

@@ -150,6 +150,9 @@ func goldens() []golden {
 		{name: "admin_request", what: "ADMIN: move leadership, request 15", make: goldenRequest(OpAdmin, 15, nil, nil, []byte(`{"action":"transfer","id":"node-2"}`))},
 		{name: "admin_not_leader", what: "ADMIN's answer: another node leads", make: goldenAnswer(OpAdmin, 15, StatusNotLeader, AppendExtU64(AppendExtString(nil, ExtLeader, "127.0.0.1:7011"), ExtTerm, 7), nil)},
 
+		{name: "read_index_request", what: "READ_INDEX, request 16", make: goldenRequest(OpReadIndex, 16, nil, nil, nil)},
+		{name: "read_index_answer", what: "READ_INDEX's answer: index 57 of term 4, and the revision", make: goldenAnswer(OpReadIndex, 16, StatusOK, nil, AppendReadPoint(nil, ReadPoint{57, 4, goldenRev}))},
+
 		{name: "put_request", what: "PUT user:123 with session, time to live, condition, tags, content type and checksum, request 3", make: goldenRequest(OpPut, 3, goldenPutExt(), goldenKey, goldenValue)},
 		{name: "put_answer", what: "PUT's answer: the version", make: goldenAnswer(OpPut, 3, StatusOK, nil, AppendVersion(nil, goldenRev))},
 		{name: "put_failed", what: "PUT's answer: condition 0 does not hold", make: goldenAnswer(OpPut, 3, StatusConditionFailed, nil, AppendFailed(nil, []FailedCondition{{0, 0}}))},
@@ -161,6 +164,9 @@ func goldens() []golden {
 		}},
 		{name: "get_request", what: "GET user:123, stale but not before a revision, request 5", make: goldenRequest(OpGet, 5, AppendExtU64(AppendExtU8(nil, ExtConsistency, 1), ExtMinRevision, goldenRev), goldenKey, nil)},
 		{name: "get_answer", what: "GET's answer: meta, tags, content type, value", make: goldenAnswer(OpGet, 5, StatusOK, getAnswerExt, goldenValue)},
+		{name: "get_any_node", what: "GET user:123 from any node, linearizable, request 17", make: goldenRequest(OpGet, 17, AppendExtU8(nil, ExtConsistency, ConsistencyAnyNode), goldenKey, nil)},
+		{name: "get_bounded", what: "GET user:123, stale but no older than 500 ms, request 18", make: goldenRequest(OpGet, 18, AppendExtU64(AppendExtU8(nil, ExtConsistency, ConsistencyStale), ExtMaxAge, 500), goldenKey, nil)},
+		{name: "get_bounded_answer", what: "its answer: meta, tags, content type, an age of 120 ms, value", make: goldenAnswer(OpGet, 18, StatusOK, AppendExtU64(bytes.Clone(getAnswerExt), ExtAge, 120_000), goldenValue)},
 		{name: "get_absent", what: "GET's answer: NOT_FOUND", make: goldenAnswer(OpGet, 5, StatusNotFound, nil, nil)},
 		{name: "exists_request", what: "EXISTS user:123 in namespace app, at a past revision, request 6", make: goldenRequest(OpExists, 6, AppendExtU64(AppendExtString(nil, ExtNamespace, "app"), ExtAtRevision, goldenRev), goldenKey, nil)},
 		{name: "exists_answer", what: "EXISTS's answer: meta", make: goldenAnswer(OpExists, 6, StatusOK, AppendExtMeta(nil, &goldenMeta), nil)},

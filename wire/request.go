@@ -27,8 +27,13 @@ type Request struct {
 	Payload []byte
 
 	// Decoded from Ext.
-	Namespace   []byte
-	Stale       bool
+	Namespace []byte
+	// Stale: what the asked node has will do. AnyNode: the answer must be linearizable, and a node that does
+	// not lead may give it. At most one of them is set.
+	Stale   bool
+	AnyNode bool
+	// MaxAgeMs bounds the age of a stale answer in milliseconds; 0: it may have any age.
+	MaxAgeMs    uint64
 	Session     uint64 // 0: no session
 	Seq         uint64
 	Floor       uint64
@@ -137,7 +142,7 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 		if len(r.Payload) > AdminBytesMax {
 			return refuseLimit(AdminBytesMax, "admin request of %d bytes; at most %d", len(r.Payload), AdminBytesMax)
 		}
-	case OpGet, OpExists, OpSessionOpen:
+	case OpGet, OpExists, OpReadIndex, OpSessionOpen:
 		if len(r.Payload) != 0 {
 			return refuse(StatusBadRequest, "%s takes no payload", r.Op)
 		}
@@ -214,10 +219,17 @@ func (r *Request) parseExt() *Refusal {
 			}
 			r.Namespace = v
 		case ExtConsistency:
-			if len(v) != 1 || v[0] > 1 {
-				return refuse(StatusBadRequest, "consistency is one byte, 0 (linearizable) or 1 (stale)")
+			if len(v) != 1 || v[0] > ConsistencyAnyNode {
+				return refuse(StatusBadRequest, "consistency is one byte, 0 (linearizable), 1 (stale) or 2 (linearizable, from any node)")
 			}
-			r.Stale = v[0] == 1
+			r.Stale, r.AnyNode = v[0] == ConsistencyStale, v[0] == ConsistencyAnyNode
+		case ExtMaxAge:
+			if len(v) != 8 {
+				return refuse(StatusBadRequest, "max age of %d bytes, not 8", len(v))
+			}
+			if r.MaxAgeMs = binary.LittleEndian.Uint64(v); r.MaxAgeMs == 0 {
+				return refuse(StatusBadRequest, "max age of 0 ms: ask for a linearizable read instead")
+			}
 		case ExtSession:
 			if len(v) != 24 {
 				return refuse(StatusBadRequest, "session element of %d bytes, not 24", len(v))
@@ -242,6 +254,9 @@ func (r *Request) parseExt() *Refusal {
 				return refuse(StatusUnsupported, "critical extension %d is not known to this version", t)
 			}
 		}
+	}
+	if r.MaxAgeMs != 0 && !r.Stale {
+		return refuse(StatusBadRequest, "a max age bounds stale reads; this one is linearizable")
 	}
 	return nil
 }

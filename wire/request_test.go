@@ -92,7 +92,7 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"ignorable element on a read", OpGet, ext(raw(0), raw(200, 1)), StatusOK},
 		{"element of an answer", OpGet, ext(u64(ExtRevision, 1)), StatusOK},
 		{"critical element", OpPut, ext(raw(201)), StatusUnsupported},
-		{"critical element on a read", OpGet, ext(raw(23)), StatusUnsupported},
+		{"critical element on a read", OpGet, ext(raw(25)), StatusUnsupported},
 		{"critical element of HELLO", OpPut, ext(raw(ExtClusterID, make([]byte, 16)...)), StatusUnsupported},
 		{"reserved credentials", OpGet, ext(raw(ExtAuth)), StatusUnsupported},
 
@@ -105,11 +105,24 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 
 		{"linearizable", OpGet, ext(raw(ExtConsistency, 0)), StatusOK},
 		{"stale", OpScan, ext(raw(ExtConsistency, 1)), StatusOK},
-		{"unknown consistency", OpGet, ext(raw(ExtConsistency, 2)), StatusBadRequest},
+		{"linearizable from any node", OpMultiGet, ext(raw(ExtConsistency, 2)), StatusOK},
+		{"unknown consistency", OpGet, ext(raw(ExtConsistency, 3)), StatusBadRequest},
 		{"consistency of no bytes", OpGet, ext(raw(ExtConsistency)), StatusBadRequest},
 		{"consistency of two bytes", OpGet, ext(raw(ExtConsistency, 0, 0)), StatusBadRequest},
 		{"consistency twice", OpGet, ext(raw(ExtConsistency, 0), raw(ExtConsistency, 1)), StatusBadRequest},
 		{"stale write", OpPut, ext(raw(ExtConsistency, 1)), StatusBadRequest},
+		{"write from any node", OpPut, ext(raw(ExtConsistency, 2)), StatusBadRequest},
+
+		{"max age", OpGet, ext(raw(ExtConsistency, 1), u64(ExtMaxAge, 1)), StatusOK},
+		{"max age before the consistency", OpScan, ext(u64(ExtMaxAge, 1<<64-1), raw(ExtConsistency, 1)), StatusOK},
+		{"max age of 0", OpGet, ext(raw(ExtConsistency, 1), u64(ExtMaxAge, 0)), StatusBadRequest},
+		{"max age of 4 bytes", OpGet, ext(raw(ExtConsistency, 1), raw(ExtMaxAge, 1, 0, 0, 0)), StatusBadRequest},
+		{"max age twice", OpGet, ext(raw(ExtConsistency, 1), u64(ExtMaxAge, 1), u64(ExtMaxAge, 1)), StatusBadRequest},
+		{"max age of a linearizable read", OpGet, ext(u64(ExtMaxAge, 1)), StatusBadRequest},
+		{"max age of one from any node", OpGet, ext(raw(ExtConsistency, 2), u64(ExtMaxAge, 1)), StatusBadRequest},
+		{"max age of a write", OpPut, ext(u64(ExtMaxAge, 1)), StatusBadRequest},
+		{"READ_INDEX", OpReadIndex, nil, StatusOK},
+		{"READ_INDEX with an element", OpReadIndex, ext(raw(ExtConsistency, 1)), StatusBadRequest},
 
 		{"minimum revision", OpScan, ext(u64(ExtMinRevision, 1)), StatusOK},
 		{"minimum revision of a write", OpDelete, ext(u64(ExtMinRevision, 1)), StatusBadRequest},
@@ -326,6 +339,9 @@ func TestParseRequest_Header(t *testing.T) {
 		{"status with a payload", Header{Op: OpStatus, ID: 1}, nil, k, StatusBadRequest},
 		{"status of the node alone", Header{Op: OpStatus, ID: 1}, nil, []byte{StatusLocal}, StatusOK},
 		{"status with another byte", Header{Op: OpStatus, ID: 1}, nil, []byte{2}, StatusBadRequest},
+		{"read index", Header{Op: OpReadIndex, ID: 1}, nil, nil, StatusOK},
+		{"read index of a key", Header{Op: OpReadIndex, ID: 1}, k, nil, StatusBadRequest},
+		{"read index with a payload", Header{Op: OpReadIndex, ID: 1}, nil, k, StatusBadRequest},
 		{"admin", Header{Op: OpAdmin, ID: 1}, nil, []byte("{}"), StatusOK},
 		{"admin without a document", Header{Op: OpAdmin, ID: 1}, nil, nil, StatusBadRequest},
 		{"admin with a key", Header{Op: OpAdmin, ID: 1}, k, []byte("{}"), StatusBadRequest},
@@ -366,6 +382,15 @@ func TestParseRequest_GivesWhatTheFrameSays(t *testing.T) {
 	if ref != nil || !r.Stale || r.MinRevision != 8 || r.AtRevision != 9 || r.Group != GroupDefault || r.Timeout() != TimeoutDefault {
 		t.Errorf("get: %+v, %v", r, ref)
 	}
+	if r.AnyNode || r.MaxAgeMs != 0 {
+		t.Errorf("get: %+v", r)
+	}
+	if r, ref := parse(Header{Op: OpGet, ID: 1}, ext(u64(ExtMaxAge, 7), raw(ExtConsistency, 1)), goldenKey, nil); ref != nil || !r.Stale || r.AnyNode || r.MaxAgeMs != 7 {
+		t.Errorf("bounded get: %+v, %v", r, ref)
+	}
+	if r, ref := parse(Header{Op: OpGet, ID: 1}, ext(raw(ExtConsistency, 2)), goldenKey, nil); ref != nil || r.Stale || !r.AnyNode {
+		t.Errorf("get from any node: %+v, %v", r, ref)
+	}
 	r.TimeoutMs = 1<<32 - 1
 	if r.Timeout() != TimeoutMax {
 		t.Errorf("longest deadline %v", r.Timeout())
@@ -375,7 +400,7 @@ func TestParseRequest_GivesWhatTheFrameSays(t *testing.T) {
 // What an item asks for and would not get is refused: a namespace of its own, a session, staleness.
 func TestParseRequest_ItemThatSteers_IsRefused(t *testing.T) {
 	for _, e := range [][]byte{
-		ext(text(ExtNamespace, "other")), ext(raw(ExtConsistency, 1)), ext(session(1, 1, 0)), ext(u64(ExtMinRevision, 1)), ext(u64(ExtAtRevision, 1)),
+		ext(text(ExtNamespace, "other")), ext(raw(ExtConsistency, 1)), ext(session(1, 1, 0)), ext(u64(ExtMinRevision, 1)), ext(u64(ExtAtRevision, 1)), ext(u64(ExtMaxAge, 1)),
 	} {
 		for _, op := range []Opcode{OpBatch, OpTxn} {
 			payload := AppendItem(AppendGroupHeader(nil, 0, 1), &Item{Op: OpPut, Ext: e, Key: []byte("k")})

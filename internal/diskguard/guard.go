@@ -1,6 +1,7 @@
 package diskguard
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -94,6 +95,25 @@ func (g *Guard) HasBallast() bool {
 	defer g.mu.Unlock()
 	return g.hasBallast
 }
+
+// ErrNoRoom is what an error of Room matches when there is too little space.
+var ErrNoRoom = errors.New("not enough free space")
+
+// Room measures now and tells whether need more bytes may be written without the free space falling below
+// the floor. An error matches ErrNoRoom, with the figures, or says that the space cannot be measured.
+func (g *Guard) Room(need uint64) error {
+	free, err := g.options.Stat(g.options.Dir)
+	if err != nil {
+		return err
+	}
+	if floor := g.options.FloorBytes; free < floor || free-floor < need {
+		return fmt.Errorf("%w in %q: %d bytes are free, needed are %d and %d that stay free", ErrNoRoom, g.options.Dir, free, need, floor)
+	}
+	return nil
+}
+
+// FloorBytes returns the free space below which writes are refused.
+func (g *Guard) FloorBytes() uint64 { return g.options.FloorBytes }
 
 // Close stops polling and keeps the ballast for the next start. The last state stays readable. Closing
 // again does nothing.

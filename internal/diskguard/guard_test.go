@@ -305,3 +305,31 @@ func TestState_String_NamesEach(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+func TestRoom_MeasuresNowAndKeepsTheFloor(t *testing.T) {
+	var d disk
+	d.free.Store(5000 << 10)
+	o := testOptions(t, &d)
+	g := open(t, o)
+	for _, c := range []struct {
+		freeKB, need uint64
+		ok           bool
+	}{
+		{5000, 4000 << 10, true},
+		{5000, 4000<<10 + 1, false},
+		{1000, 0, true},
+		{999, 0, false},
+		{0, 1, false},
+		{5000, 1<<64 - 1, false}, // no sum overflows
+	} {
+		d.free.Store(c.freeKB << 10) // without a poll
+		err := g.Room(c.need)
+		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrNoRoom) {
+			t.Errorf("room for %d bytes with %d KB free and a floor of %d KB: %v", c.need, c.freeKB, testFloor>>10, err)
+		}
+	}
+	d.broken.Store(true)
+	if err := g.Room(1); !errors.Is(err, errBroken) {
+		t.Errorf("room on a disk that can't be measured: %v", err)
+	}
+}

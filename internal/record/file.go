@@ -27,6 +27,19 @@ func WriteFileAtomic(path string, payload []byte, perm os.FileMode) error {
 	return writeFileAtomic(osFileSystem, path, payload, perm)
 }
 
+// WriteFileAtomicBefore is WriteFileAtomic that calls before when the new file is complete and durable under
+// its temporary name and the old one still stands. An error of before ends the replacement and is returned.
+func WriteFileAtomicBefore(path string, payload []byte, perm os.FileMode, before func() error) error {
+	fs := osFileSystem
+	fs.rename = func(source, target string) error {
+		if err := before(); err != nil {
+			return err
+		}
+		return os.Rename(source, target)
+	}
+	return writeFileAtomic(fs, path, payload, perm)
+}
+
 // ReadFile returns the payload of the file at path, which must be exactly one record of at most maxBytes
 // payload bytes (capped at PayloadMax). Errors: that of opening it (os.ErrNotExist, …), ErrTorn,
 // ErrTooLarge, ErrKey, and ErrCorrupt, also for bytes behind the record.

@@ -211,3 +211,31 @@ func (f *faultyFile) Sync() error {
 func (f *faultyFile) Close() error {
 	return errors.Join(f.fs.step("close"), f.file.Close())
 }
+
+func TestWriteFileAtomicBefore_ErrorOrNone_LeavesTheOldFileOrTheNew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := WriteFileAtomic(path, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	for want, before := range map[string]error{"old": refused, "new": nil} {
+		err := WriteFileAtomicBefore(path, []byte("new"), 0o600, func() error {
+			if got, err := ReadFile(path, 10); err != nil || string(got) != "old" {
+				t.Errorf("before: %q, %v", got, err)
+			}
+			if got, err := ReadFile(path+tempSuffix, 10); err != nil || string(got) != "new" {
+				t.Errorf("before, under the temporary name: %q, %v", got, err)
+			}
+			return before
+		})
+		if !errors.Is(err, before) {
+			t.Errorf("%v, want %v", err, before)
+		}
+		if got, err := ReadFile(path, 10); err != nil || string(got) != want {
+			t.Errorf("after: %q, %v; want %q", got, err, want)
+		}
+		if err := WriteFileAtomic(path, []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
