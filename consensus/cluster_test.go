@@ -40,6 +40,7 @@ type testNode struct {
 	founders    []Member
 	joined      *Joined
 	crash       func(step string)
+	change      func(*Options) // what this node alone has, if not nil
 	fatal       atomic.Pointer[error]
 
 	m *testMachine
@@ -102,6 +103,9 @@ func (n *testNode) options(tb testing.TB, l net.Listener) Options {
 		o.Logger = slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.id)
 	}
 	n.c.change(&o)
+	if n.change != nil {
+		n.change(&o)
+	}
 	return o
 }
 
@@ -370,6 +374,11 @@ func TestFollower_DownBeyondTheLog_ComesBackBySnapshot(t *testing.T) {
 // lagBySnapshot leaves a stopped follower that only a snapshot can bring back.
 func lagBySnapshot(t *testing.T, c *testCluster) *testNode {
 	c.start()
+	return lagBySnapshotOf(t, c)
+}
+
+// lagBySnapshotOf is lagBySnapshot for a cluster that was started.
+func lagBySnapshotOf(t *testing.T, c *testCluster) *testNode {
 	c.writeMany("a", 5)
 	c.converge()
 	down := c.others(c.leader())[0]
@@ -384,7 +393,7 @@ func lagBySnapshot(t *testing.T, c *testCluster) *testNode {
 }
 
 func TestInstall_CrashAtAnyStep_NodeComesBack(t *testing.T) {
-	for _, step := range []string{"received", "install", "installed", "emptied"} {
+	for _, step := range []string{"receive", "received", "install", "installed", "emptied"} {
 		t.Run(step, func(t *testing.T) {
 			c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
 			down := lagBySnapshot(t, c)

@@ -6,7 +6,9 @@
 // (fsm.go). Propose appends a command and reports one of three outcomes: committed and applied, surely not
 // done (ErrNotProposed), or unknown (ErrUnknown). Lease and ReadIndex tell when a linearizable read may be
 // served from the applied state (lease.go, readindex.go). Members come and go while it runs
-// (membership.go). The log is compacted behind the state machine's durable checkpoint, which is the only
+// (membership.go), and the leader gives and takes votes by itself if it is told to (autopilot.go). Recover makes a
+// node that does not run the only member, when the majority is lost (recover.go). ScrubLog reads the whole log for
+// damage (scrub.go). The log is compacted behind the state machine's durable checkpoint, which is the only
 // snapshot that raft ever hears of, and followers that lag too far are sent (snapshots.go).
 //
 // What it assumes. The state machine is deterministic and its checkpoint is never ahead of what this
@@ -18,8 +20,9 @@
 // FSM goroutine is the only caller of StateMachine.Apply, ApplyConfiguration and Received.Install; raft's
 // snapshot goroutine waits for checkpoints and deletes the head of the log; raft's replicators read the log
 // and report acknowledgements. Of the group's own goroutines, deliver and expire answer proposals, run and
-// provokeHeartbeats serve ReadIndex, watchLeadership tracks leadership, compact bounds the log; all are
-// owned by Group and end in Close.
+// provokeHeartbeats serve ReadIndex, watchLeadership tracks leadership, watchItself stops a process that only a
+// restart can heal (restart.go), pilot runs the autopilot, compact bounds the log; all are owned by Group and end in
+// Close.
 //
 // What it never does. It never reads a clock for anything that is replicated, never looks into a
 // command, never retries a failed write or fsync, never compacts beyond the durable checkpoint, never

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -76,6 +77,16 @@ func (f *failStop) hold() error {
 		<-f.closing
 	}
 	return f.err()
+}
+
+// leave returns err, unless raft runs: then it ends the calling goroutine, which must be one of raft's, so that
+// raft does not see err, which it would answer with a panic. This late that only disturbs Close: who met a failure
+// while raft runs was held until Close has begun. The goroutine's deferred calls run, and raft counts it as ended.
+func (f *failStop) leave(err error) error {
+	if err != nil && f.armed.Load() {
+		runtime.Goexit()
+	}
+	return err
 }
 
 func (f *failStop) isClosing() bool {

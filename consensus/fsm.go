@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/internal/failpoint"
 )
 
 // StateMachine is what a group drives. Apply and ApplyConfiguration come from one goroutine, in log
@@ -36,12 +38,14 @@ type StateMachine interface {
 	Applied() uint64
 
 	// OpenSnapshot returns the newest durable checkpoint and its contents as a stream that delimits
-	// itself, for another node. It may be called from several goroutines at once; the checkpoint's
+	// itself, for another node; what it returns describes the stream, whatever Durable said before. A stream with
+	// a method Progress() SnapshotProgress tells how far it was read. It may be called from several goroutines at once; the checkpoint's
 	// contents stay readable until the stream is closed. An error: there is none, or none can be read now.
 	OpenSnapshot(ctx context.Context) (Durable, io.ReadCloser, error)
 	// ReceiveSnapshot reads exactly one such stream, of the checkpoint d, into a place beside the live
 	// state, and verifies it. Apply goes on meanwhile. One at a time, from any goroutine. After an error,
-	// also when ctx ends, nothing of it is left.
+	// also when ctx ends, nothing of it is left. A state machine with a method Receiving() (SnapshotProgress,
+	// bool) tells how far that is; false if nothing is being received.
 	ReceiveSnapshot(ctx context.Context, d Durable, r io.Reader) (Received, error)
 }
 
@@ -77,6 +81,7 @@ type fsm struct {
 	snapshots       *snapshotStore
 	metrics         *Metrics
 	fault           *failStop
+	watch           *watchdog       // on while entries are applied
 	ctx             context.Context // ends when Close begins: no snapshot is waited for any longer
 	snapshotTimeout time.Duration
 	// configured is told each configuration that was committed, or came with a snapshot.
@@ -90,6 +95,8 @@ var _ raft.BatchingFSM = (*fsm)(nil)
 
 // ApplyBatch implements raft.BatchingFSM. raft sends commands and configurations only.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	f.watch.start()
+	defer f.watch.stop()
 	results := make([]any, len(logs))
 	for i, l := range logs {
 		results[i] = f.Apply(l)
@@ -143,16 +150,20 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	}
 	d := received.durable
 	if d.Index <= f.sm.Applied() {
-		received.state.Discard()
+		received.discard()
 		return fmt.Errorf("cannot restore the snapshot of entry %d: %d is applied", d.Index, f.sm.Applied())
 	}
 	f.snapshots.crash("install")
+	failpoint.Hit(failpoint.SnapshotInstallBefore)
 	if err := received.state.Install(); err != nil {
+		received.transfer.end(false)
 		return fmt.Errorf("cannot install the snapshot of entry %d: %w", d.Index, err)
 	}
 	if got, ok := f.sm.Durable(); !ok || got.Index != d.Index || got.Term != d.Term || f.sm.Applied() != d.Index {
 		return f.fault.fail(fmt.Errorf("BUG: installed the snapshot of entry %d, but the checkpoint is at %d and %d is applied", d.Index, got.Index, f.sm.Applied()))
 	}
+	failpoint.Hit(failpoint.SnapshotInstallAfter)
+	received.transfer.end(true)
 	f.last, f.lastTerm = d.Index, d.Term
 	f.snapshots.last.Store(d.Index)
 	f.configured(d.ConfigurationIndex, d.Configuration)
@@ -181,6 +192,9 @@ func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	if err := s.fsm.snapshots.current(s.generation); err != nil {
 		return err
 	}
+	if err := failpoint.Err(failpoint.SnapshotPersistBefore); err != nil {
+		return err
+	}
 	named.persisted, named.generation, named.index = true, s.generation, s.index
 	ctx, cancel := context.WithTimeout(s.fsm.ctx, s.fsm.snapshotTimeout)
 	defer cancel()
@@ -195,6 +209,7 @@ func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 		return fmt.Errorf("cannot note the snapshot of index %d: %w", d.Index, err)
 	}
 	s.fsm.metrics.Snapshots.Add(1)
+	failpoint.Hit(failpoint.SnapshotPersistAfter)
 	return nil
 }
 

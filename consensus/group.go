@@ -28,23 +28,27 @@ type Group struct {
 	stable    *stableStore
 	snapshots *snapshotStore
 	transport transport
-	raft      *raft.Raft
-	proposals *proposals
-	book      *ackBook
-	lease     lease
-	reads     *readIndex
-	barriers  chan struct{} // one token per barrier in flight
-	changing  chan struct{} // holds a token while a change of the configuration is under way
-	ready     chan struct{}
-	notify    chan bool             // leadership gained and lost, from raft
-	observed  chan raft.Observation // a new leader or state, from raft
-	changes   chan struct{}         // Leadership
-	started   chan struct{}         // closed once raft is set: raft's own goroutines run earlier
-	stop      chan struct{}         // closed when the group's goroutines must end
-	running   context.Context       // ends when Close begins
-	cancel    context.CancelFunc
-	routines  sync.WaitGroup // all goroutines that end with stop; not deliver
-	metrics   Metrics
+	// applyWatch is on while entries are applied.
+	applyWatch *watchdog
+	raft       *raft.Raft
+	proposals  *proposals
+	book       *ackBook
+	lease      lease
+	clocks     *clockWatch
+	reads      *readIndex
+	barriers   chan struct{} // one token per barrier in flight
+	changing   chan struct{} // holds a token while a change of the configuration is under way
+	snapping   chan struct{} // holds a token while raft takes a snapshot
+	ready      chan struct{}
+	notify     chan bool             // leadership gained and lost, from raft
+	observed   chan raft.Observation // a new leader or state, from raft
+	changes    chan struct{}         // Leadership
+	started    chan struct{}         // closed once raft is set: raft's own goroutines run earlier
+	stop       chan struct{}         // closed when the group's goroutines must end
+	running    context.Context       // ends when Close begins
+	cancel     context.CancelFunc
+	routines   sync.WaitGroup // all goroutines that end with stop; not deliver
+	metrics    Metrics
 
 	// leaderTerm is the term that this node leads and whose barrier is applied; 0 if none.
 	leaderTerm atomic.Uint64
@@ -54,7 +58,11 @@ type Group struct {
 	// sawLeader is true once this node has known a leader.
 	sawLeader atomic.Bool
 	// committed is the newest configuration that the state machine was told, or starts with; nil if none.
-	committed atomic.Pointer[[]Member]
+	committed atomic.Pointer[committedConfiguration]
+	// transfers notices that raft takes leadership to be on its way for good.
+	transfers transferWatch
+	// autopilot is what runs while this node leads; nil: nothing does. Set by StartAutopilot.
+	autopilot atomic.Pointer[pilot]
 
 	leadershipMu sync.Mutex
 	// Guarded by leadershipMu.
@@ -64,9 +72,7 @@ type Group struct {
 	// failed holds, by id, the transfers of leadership that failed.
 	failed map[string]failedTransfer
 
-	// snapshotMu is held while raft takes a snapshot.
-	snapshotMu sync.Mutex
-
+	handOver  sync.Once // HandOver
 	closeOnce sync.Once
 	closed    chan struct{} // closed when Close is done
 	closeErr  error         // immutable once closed is closed
@@ -104,6 +110,7 @@ func Open(ctx context.Context, o Options, sm StateMachine) (_ *Group, err error)
 		lease:    lease{clock: o.clock, duration: int64(o.LeaseDuration)},
 		barriers: make(chan struct{}, barriersMax),
 		changing: make(chan struct{}, 1),
+		snapping: make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		notify:   make(chan bool, 16), // raft blocks on it when it is full; watchLeadership never does
 		observed: make(chan raft.Observation, 16),
@@ -128,30 +135,38 @@ func Open(ctx context.Context, o Options, sm StateMachine) (_ *Group, err error)
 			err = errors.Join(err, lock.unlock())
 		}
 	}()
-	g.proposals = newProposals(&g.o, &g.metrics)
+	g.proposals = newProposals(&g.o, &g.metrics, g.transfers.answered)
 	g.book = newAckBook(raft.ServerID(o.NodeID), func(ids []raft.ServerID) []raft.ServerID {
 		return voterIDs(g.raft.GetConfiguration().Configuration(), ids) // answers from a copy, never fails
 	})
+	g.clocks = newClockWatch(o.clock, o.HeartbeatTimeout, o.LeaseDuration)
+	g.clocks.blind = o.broken.rates || o.broken.bound
+	g.book.counts = g.clocks.counts
 	g.reads = newReadIndex(o.clock, 2*o.HeartbeatTimeout, &g.metrics, g.book.confirmed, func(term uint64) bool {
 		return g.leaderTerm.Load() == term && g.leads(term)
 	})
 	if g.stable, err = openStableStore(o.Dir, o.WriteStallTimeout, g.fault); err != nil {
 		return nil, err
 	}
-	g.logs, err = openLogStore(logStoreOptions{
-		dir: o.Dir, log: g.log, fault: g.fault, metrics: &g.metrics,
-		segmentBytes: o.SegmentBytes, entryMax: max(o.EntryBytesMax, configurationBytesMax), bytesMax: o.LogBytesMax,
-		keep: o.LogKeepBytes, cache: o.LogCacheBytes,
-		stall: o.WriteStallTimeout, vfs: o.vfs, meta: o.meta, crash: o.crash, durable: sm.Durable,
-	})
-	if err != nil {
+	if g.logs, err = g.openLog(); err != nil {
 		return nil, err
 	}
 	g.snapshots = newSnapshotStore(running, sm, g.logs, &g.metrics, o.crash)
+	g.snapshots.room = o.Room
 	if err := g.start(ctx); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// openLog opens the log for the state machine.
+func (g *Group) openLog() (*logStore, error) {
+	return openLogStore(logStoreOptions{
+		dir: g.o.Dir, log: g.log, fault: g.fault, metrics: &g.metrics,
+		segmentBytes: g.o.SegmentBytes, entryMax: max(g.o.EntryBytesMax, configurationBytesMax), bytesMax: g.o.LogBytesMax,
+		keep: g.o.LogKeepBytes, keepMax: g.o.LogKeepBytesMax, cache: g.o.LogCacheBytes,
+		stall: g.o.WriteStallTimeout, vfs: g.o.vfs, meta: g.o.meta, crash: g.o.crash, durable: g.sm.Durable,
+	})
 }
 
 // configurationBytesMax is room for raft's own entries where a small EntryBytesMax is set.
@@ -176,6 +191,14 @@ func (g *Group) start(ctx context.Context) error {
 	if g.transport, err = g.openTransport(virgin); err != nil {
 		return err
 	}
+	if act == actionRebuild {
+		if err := g.rebuild(ctx, f); err != nil {
+			return err
+		}
+		if f, act, err = g.reconsider(); err != nil {
+			return err
+		}
+	}
 	config := g.raftConfig()
 	switch act {
 	case actionBootstrap:
@@ -196,9 +219,13 @@ func (g *Group) start(ctx context.Context) error {
 			return err
 		}
 	}
+	g.applyWatch = newWatchdogFor(applyStallMax, g.fault, func(took, _ time.Duration) error {
+		return fmt.Errorf("%w: the state machine has taken %v for one batch of entries: it hangs", ErrRestart, took)
+	})
 	machine := &fsm{
 		sm: g.sm, logs: g.logs, snapshots: g.snapshots, metrics: &g.metrics, fault: g.fault,
 		ctx: g.running, snapshotTimeout: g.o.SnapshotTimeout, configured: g.configured,
+		watch: g.applyWatch,
 	}
 	if f.hasDurable {
 		g.configured(f.durable.ConfigurationIndex, f.durable.Configuration)
@@ -221,11 +248,19 @@ func (g *Group) start(ctx context.Context) error {
 	}
 
 	voters, member := g.voters()
-	if joined := act == actionJoin || f.vote.joined; !member && !joined {
-		// A node that joined may have stopped before its log told of itself.
+	joined := act == actionJoin || f.vote.joined
+	if !member && !joined {
+		// A node that joined may have stopped before its log told of itself. For others the newest configuration
+		// is not enough: it may never have been committed, and the next leader takes it back.
+		if member, err = g.wasMember(f); err != nil {
+			g.fault.close()
+			return errors.Join(err, g.raft.Shutdown().Error())
+		}
+	}
+	if !member && !joined {
 		g.fault.close()
 		err := g.raft.Shutdown().Error()
-		return errors.Join(fmt.Errorf("%w in %q: it belongs to the group of %v, which does not know node %q. Start with the node id that this directory was created with, or with an empty directory; a member that was removed joins again with an empty directory",
+		return errors.Join(fmt.Errorf("%w in %q: it belongs to the group of %v, which does not know node %q. Start with the node id that this directory was created with, or with an empty directory; a member that was removed joins again with an empty directory and --join",
 			ErrContradiction, g.o.Dir, g.members(), g.o.NodeID), err)
 	}
 	g.raft.RegisterObserver(raft.NewObserver(g.observed, false, func(o *raft.Observation) bool {
@@ -240,6 +275,7 @@ func (g *Group) start(ctx context.Context) error {
 		func() { g.reads.run(g.stop) },
 		g.provokeHeartbeats,
 		g.watchLeadership,
+		g.watchItself,
 		g.compact,
 	} {
 		g.routines.Go(routine) // owned by Group; end when Close closes stop
@@ -328,10 +364,10 @@ const never = 100 * 365 * 24 * time.Hour
 func (g *Group) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(g.o.NodeID)
-	c.HeartbeatTimeout = g.o.HeartbeatTimeout
-	c.ElectionTimeout = g.o.ElectionTimeout
+	c.HeartbeatTimeout = g.o.timers(g.o.HeartbeatTimeout)
+	c.ElectionTimeout = g.o.timers(g.o.ElectionTimeout)
 	// How long a leader goes without a majority before it steps down. It is not a read lease.
-	c.LeaderLeaseTimeout = g.o.HeartbeatTimeout
+	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	// A leader tells a new commit index with the next entry or after this time; the default of 50 ms
 	// would be the staleness of followers when writes pause.
 	c.CommitTimeout = 10 * time.Millisecond
@@ -389,15 +425,15 @@ func (g *Group) propose(data []byte, done func(result any, err error)) error {
 }
 
 // Barrier waits until everything committed before it is applied here. It fails with ErrNotLeader on a
-// node that does not lead, with ErrBusy beyond 8 at once, and when ctx ends. Success says nothing about
-// still being the leader.
+// node that does not lead, with ErrBusy beyond 8 at once, and when ctx ends, or Options.ProposalTimeout
+// after the call if it has no end. Success says nothing about still being the leader.
 func (g *Group) Barrier(ctx context.Context) error {
 	select {
 	case g.barriers <- struct{}{}:
 	default:
 		return ErrBusy
 	}
-	return g.await(ctx, func() error {
+	return g.await(ctx, g.o.ProposalTimeout, func() error {
 		defer func() { <-g.barriers }()
 		f := g.raft.Barrier(enqueueTimeout)
 		err := f.Error()
@@ -409,14 +445,25 @@ func (g *Group) Barrier(ctx context.Context) error {
 }
 
 // Snapshot makes everything applied so far durable in the state machine and lets raft delete the log
-// behind it, as happens by itself in the background. It returns nil if there is nothing new.
+// behind it, as happens by itself in the background. It returns nil if there is nothing new. A ctx without
+// an end gets twice Options.SnapshotTimeout.
 func (g *Group) Snapshot(ctx context.Context) error {
-	return g.await(ctx, g.snapshot)
+	ctx, cancel := bounded(ctx, 2*g.o.SnapshotTimeout)
+	defer cancel()
+	// Here and not on the goroutine of await: should raft hang, those who wait behind it must not gather.
+	select {
+	case g.snapping <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("another snapshot is under way: %w", ctx.Err())
+	case <-g.stop:
+		return ErrClosed
+	}
+	return g.await(ctx, 2*g.o.SnapshotTimeout, g.snapshot)
 }
 
+// snapshot takes a snapshot. REQUIRES: the caller put the token into snapping.
 func (g *Group) snapshot() error {
-	g.snapshotMu.Lock()
-	defer g.snapshotMu.Unlock()
+	defer func() { <-g.snapping }()
 	err := g.raft.Snapshot().Error()
 	g.snapshots.completed()
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
@@ -428,8 +475,19 @@ func (g *Group) snapshot() error {
 	return err
 }
 
-// await runs op, which may never return once raft shuts down, and waits for it, ctx or Close.
-func (g *Group) await(ctx context.Context, op func() error) error {
+// bounded gives ctx an end if it has none.
+func bounded(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, limit)
+}
+
+// await runs op, which may never return once raft shuts down, and waits for it, for ctx or Close; for
+// limit if ctx has no end.
+func (g *Group) await(ctx context.Context, limit time.Duration, op func() error) error {
+	ctx, cancel := bounded(ctx, limit)
+	defer cancel()
 	result := make(chan error, 1)
 	go func() { result <- op() }() // owned by this call; ends with op, at the latest with the process
 	select {
@@ -471,13 +529,16 @@ func (g *Group) compact() {
 	}
 }
 
-// handoverTimeout bounds how long Close waits for another node to take over. An election that follows a
+// handoverTimeout bounds how long HandOver waits for another node to take over. An election that follows a
 // silent end costs the clients one to three times HeartbeatTimeout; more than that would be no gain.
 const handoverTimeout = time.Second
 
+// closeTimeout bounds Close when the caller's context has no end.
+const closeTimeout = time.Minute
+
 // Close refuses new proposals, waits until those in flight are answered, hands leadership to another
 // voter if there is one in reach (for at most a second), shuts raft down and closes the log. When ctx ends
-// first, what is still unanswered is answered with ErrUnknown and the rest is closed as far as it goes; the
+// first (after a minute if it has no end), what is still unanswered is answered with ErrUnknown and the rest is closed as far as it goes; the
 // error then says what was not done. Later calls wait for the first and return its result.
 func (g *Group) Close(ctx context.Context) error {
 	g.closeOnce.Do(func() {
@@ -489,6 +550,8 @@ func (g *Group) Close(ctx context.Context) error {
 }
 
 func (g *Group) close(ctx context.Context) error {
+	ctx, cancel := bounded(ctx, closeTimeout)
+	defer cancel()
 	g.cancel() // a snapshot that waits for a checkpoint gives up
 	g.proposals.close()
 	select {
@@ -496,7 +559,7 @@ func (g *Group) close(ctx context.Context) error {
 	case <-g.fault.failed:
 	case <-ctx.Done():
 	}
-	g.handOver(ctx)
+	g.HandOver(ctx)
 	shutdown := make(chan error, 1)
 	future := g.raft.Shutdown()
 	if g.fault.err() != nil {
@@ -521,6 +584,13 @@ func (g *Group) close(ctx context.Context) error {
 	g.proposals.giveUp(func(*proposal) error { return fmt.Errorf("%w: the group was closed", ErrUnknown) })
 	close(g.stop)
 	g.routines.Wait()
+	if p := g.autopilot.Load(); p != nil {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			errs = append(errs, fmt.Errorf("the autopilot has not ended yet: %w", ctx.Err()))
+		}
+	}
 	if len(errs) == 0 {
 		// With raft still writing, closing the log under it would wait for that write without a bound.
 		g.snapshots.close()
@@ -533,18 +603,22 @@ func (g *Group) close(ctx context.Context) error {
 	return nil
 }
 
-// handOver transfers leadership before this node goes away.
-func (g *Group) handOver(ctx context.Context) {
-	term, ok := g.LeaderTerm()
-	if !ok || g.fault.err() != nil {
-		return
-	}
-	if _, err := g.successor("", term); err != nil {
-		return // nobody is there to take over
-	}
-	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
-	defer cancel()
-	if err := g.Transfer(ctx, ""); err != nil {
-		g.log.Warn("closing without a successor", "error", err)
-	}
+// HandOver gives the leadership to another voter before this node goes away, if it leads and one is in reach: an
+// election would cost the clients more. It waits for a second at most. Only the first call does anything; Close
+// makes it where nobody did.
+func (g *Group) HandOver(ctx context.Context) {
+	g.handOver.Do(func() {
+		term, ok := g.LeaderTerm()
+		if !ok || g.fault.err() != nil {
+			return
+		}
+		if _, err := g.successor("", term); err != nil {
+			return // nobody is there to take over
+		}
+		ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+		defer cancel()
+		if err := g.Transfer(ctx, ""); err != nil {
+			g.log.Warn("cannot hand the leadership over before stopping: an election will follow", "error", err)
+		}
+	})
 }

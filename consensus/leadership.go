@@ -76,7 +76,10 @@ func (g *Group) changed() {
 // raft reports leadership before the term's first entry is committed; until the barrier is applied this
 // node may not have applied what earlier leaders acknowledged.
 func (g *Group) establish(epoch, term uint64, start time.Time) {
-	if err := g.raft.Barrier(0).Error(); err != nil {
+	if g.o.broken.barrier {
+		g.publish(epoch, term)
+	}
+	if err := g.termBarrier(term); err != nil {
 		g.log.Debug("the barrier of a new term failed", "term", term, "error", err)
 		return
 	}

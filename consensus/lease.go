@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"kvstore/internal/clock"
+	"kvstore/internal/failpoint"
 )
 
 // ack says that a follower answered an AppendEntries with success in the request's own term.
@@ -36,6 +37,8 @@ type ackBook struct {
 	// voters appends the voters of the latest configuration, committed or not, to its argument. It is called
 	// under mu.
 	voters func([]raft.ServerID) []raft.ServerID
+	// counts tells whether a follower's acknowledgements count for a lease. It is called under mu.
+	counts func(id string) bool
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -43,7 +46,10 @@ type ackBook struct {
 }
 
 func newAckBook(self raft.ServerID, voters func([]raft.ServerID) []raft.ServerID) *ackBook {
-	return &ackBook{self: self, voters: voters, acks: make(map[raft.ServerID]peerAck)}
+	return &ackBook{
+		self: self, voters: voters, counts: func(string) bool { return true },
+		acks: make(map[raft.ServerID]peerAck),
+	}
 }
 
 // record notes an acknowledgement. Those of earlier terms than the newest known are dropped.
@@ -86,7 +92,12 @@ const (
 // confirmed returns Q(term): the newest instant (boot time) for which it is sure that a majority of the
 // voters had not gone beyond term. It is the majority-th newest of the send times that the voters
 // acknowledged in term, this node's own being now.
-func (b *ackBook) confirmed(term uint64) int64 {
+func (b *ackBook) confirmed(term uint64) int64 { return b.majority(term, false) }
+
+// leased is confirmed by those voters alone whose clocks are known to keep the promise that a lease counts on.
+func (b *ackBook) leased(term uint64) int64 { return b.majority(term, true) }
+
+func (b *ackBook) majority(term uint64, leased bool) int64 {
 	var idBuf [membersMax]raft.ServerID
 	var timeBuf [membersMax]int64
 	times := timeBuf[:0]
@@ -98,7 +109,7 @@ func (b *ackBook) confirmed(term uint64) int64 {
 		at := int64(neverConfirmed)
 		if v == b.self {
 			at = alwaysConfirmed
-		} else if a := b.acks[v]; a.term == term {
+		} else if a := b.acks[v]; a.term == term && (!leased || b.counts(string(v))) {
 			at = a.sentAt
 		}
 		// Insertion, newest first: there are a handful.
@@ -123,7 +134,7 @@ type lease struct {
 	clock    clock.Clock
 	duration int64 // nanoseconds; not positive: never held
 
-	mu sync.Mutex // orders extend
+	mu sync.Mutex // orders extend and shorten
 
 	// span is the newest lease; nil if there was none. Written under mu.
 	span atomic.Pointer[leaseSpan]
@@ -137,21 +148,40 @@ type leaseSpan struct {
 	end  int64 // boot time in nanoseconds
 }
 
-// extend publishes that a majority was confirmed in term at the instant q.
-func (l *lease) extend(term uint64, q int64) {
-	if q == neverConfirmed || q == alwaysConfirmed || l.duration <= 0 {
-		return
-	}
-	end := q + l.duration
-	if s := l.span.Load(); s != nil && s.term == term && s.end >= end {
+// extend publishes that a majority was confirmed in term at the instant that leased returns, which is asked
+// under mu: what shorten knew is known to whoever comes after it.
+func (l *lease) extend(term uint64, leased func(term uint64) int64) {
+	if l.duration <= 0 {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	q := leased(term)
+	if q == neverConfirmed || q == alwaysConfirmed {
+		return
+	}
+	failpoint.Hit(failpoint.LeaseGrant)
+	end := q + l.duration
 	s := l.span.Load()
 	if s == nil || s.term < term || s.term == term && s.end < end {
 		l.span.Store(&leaseSpan{term: term, end: end})
 	}
+}
+
+// shorten ends the lease where leased says now that it ends: an acknowledgement that it counted on does not
+// count any more.
+func (l *lease) shorten(leased func(term uint64) int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.span.Load()
+	if s == nil {
+		return
+	}
+	end := int64(math.MinInt64)
+	if q := leased(s.term); q != neverConfirmed && q != alwaysConfirmed {
+		end = q + l.duration
+	}
+	l.span.Store(&leaseSpan{term: s.term, end: min(s.end, end)})
 }
 
 // revoke gives up the leases of term and of all earlier terms for good. It returns true if term had not
@@ -199,7 +229,8 @@ func (g *Group) leads(term uint64) bool {
 func (g *Group) onAck(a ack) {
 	<-g.started
 	g.book.record(a)
-	g.lease.extend(a.term, g.book.confirmed(a.term))
+	failpoint.Hit(failpoint.AckAfter)
+	g.lease.extend(a.term, g.book.leased)
 	g.reads.signal()
 }
 
@@ -207,6 +238,9 @@ func (g *Group) onAck(a ack) {
 // elected at once, without waiting for the lease to end.
 func (g *Group) revokeLease() {
 	<-g.started
+	if g.o.broken.revocation {
+		return
+	}
 	// leaderTerm may not be set yet, or not any more; raft's term is never below it.
 	if term := g.raft.CurrentTerm(); g.lease.revoke(term) {
 		g.metrics.LeasesRevoked.Add(1)

@@ -92,6 +92,9 @@ func valuesOf(m map[raft.ServerID]int64) (out []int64) {
 	return out
 }
 
+// at says that a majority was confirmed at q.
+func at(q int64) func(uint64) int64 { return func(uint64) int64 { return q } }
+
 func TestLease_Span_EndsWithTimeTermAndRevocation(t *testing.T) {
 	c := clock.NewManual(time.Time{})
 	c.Advance(time.Second)
@@ -100,7 +103,7 @@ func TestLease_Span_EndsWithTimeTermAndRevocation(t *testing.T) {
 	if l.holds(1) {
 		t.Error("held before any acknowledgement")
 	}
-	l.extend(1, now())
+	l.extend(1, at(now()))
 	if !l.holds(1) || l.holds(2) {
 		t.Errorf("term 1: %v, term 2: %v", l.holds(1), l.holds(2))
 	}
@@ -108,8 +111,8 @@ func TestLease_Span_EndsWithTimeTermAndRevocation(t *testing.T) {
 	if !l.holds(1) {
 		t.Error("ended early")
 	}
-	l.extend(1, now()-int64(300*time.Millisecond)) // sent long before it was answered
-	l.extend(1, now()-int64(400*time.Millisecond)) // and one that was overtaken
+	l.extend(1, at(now()-int64(300*time.Millisecond))) // sent long before it was answered
+	l.extend(1, at(now()-int64(400*time.Millisecond))) // and one that was overtaken
 	c.Advance(199 * time.Millisecond)
 	if !l.holds(1) {
 		t.Error("an older acknowledgement took the lease back")
@@ -118,30 +121,30 @@ func TestLease_Span_EndsWithTimeTermAndRevocation(t *testing.T) {
 	if l.holds(1) {
 		t.Error("held at its end")
 	}
-	l.extend(2, now())
-	l.extend(1, now()) // late news of an earlier term
+	l.extend(2, at(now()))
+	l.extend(1, at(now())) // late news of an earlier term
 	if !l.holds(2) || l.holds(1) {
 		t.Error("a later term's lease was lost")
 	}
 	if !l.revoke(2) || l.revoke(2) || l.revoke(1) {
 		t.Error("revoke does not tell news from repetition")
 	}
-	l.extend(2, now())
+	l.extend(2, at(now()))
 	if l.holds(2) {
 		t.Error("a revoked lease came back")
 	}
-	l.extend(3, now())
+	l.extend(3, at(now()))
 	if !l.holds(3) {
 		t.Error("revoking term 2 hit term 3")
 	}
 	for _, q := range []int64{neverConfirmed, alwaysConfirmed} {
-		l.extend(4, q)
+		l.extend(4, at(q))
 		if l.holds(4) {
 			t.Errorf("a lease from %d", q)
 		}
 	}
 	never := lease{clock: c, duration: -1}
-	never.extend(1, now())
+	never.extend(1, at(now()))
 	if never.holds(1) {
 		t.Error("a forbidden lease is held")
 	}
@@ -194,7 +197,7 @@ func leaseModel(rnd *rand.Rand, voters int, heartbeat, duration time.Duration, d
 			}
 			if m.answer <= now {
 				b.record(ack{peer: ids[m.to], term: 1, sentAt: m.sent})
-				l.extend(1, b.confirmed(1))
+				l.extend(1, b.leased)
 				continue
 			}
 			rest = append(rest, m)

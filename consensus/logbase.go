@@ -82,6 +82,14 @@ func (s *logStore) installed(index, term uint64) error {
 	return nil
 }
 
+// covers tells whether index and term are those of the last entry that the snapshot covers, while the log is
+// empty. The transport then has raft compare nothing: should the old log have ended at just this index, with
+// another term, raft goes by that term, which it remembers, and refuses what follows the snapshot for ever.
+func (s *logStore) covers(index, term uint64) bool {
+	b := s.base.Load()
+	return b != nil && b.next != 0 && b.index == index && b.term == term
+}
+
 // overrated reports whether raft believes in entries that are gone: it would ask for votes with them.
 func (s *logStore) overrated() bool {
 	b := s.base.Load()
@@ -110,7 +118,7 @@ func (s *logStore) begun() {
 // the index.
 func (s *logStore) termOf(index uint64) (uint64, bool) {
 	var l raft.Log
-	if err := s.GetLog(index, &l); err != nil || l.Term == 0 {
+	if err := s.get(index, &l); err != nil || l.Term == 0 {
 		return 0, false
 	}
 	return l.Term, true

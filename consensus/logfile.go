@@ -4,6 +4,8 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/raft-wal/types"
+
+	"kvstore/internal/failpoint"
 )
 
 // dataSyncFS is a file system for the log that syncs a file's data, and of its metadata only what reading
@@ -50,6 +52,16 @@ type dataSyncFile struct {
 
 // Sync implements types.WritableFile.
 func (f *dataSyncFile) Sync() error {
+	if err := failpoint.Err(failpoint.LogFsyncBefore); err != nil {
+		return err
+	}
+	if err := f.sync(); err != nil {
+		return err
+	}
+	return failpoint.Err(failpoint.LogFsyncAfter)
+}
+
+func (f *dataSyncFile) sync() error {
 	if !f.synced {
 		if err := f.WritableFile.Sync(); err != nil {
 			return err

@@ -83,17 +83,20 @@ type logSizes struct {
 	next    uint64       // index behind the last entry
 }
 
-// sizeSample says that total bytes lie in the entries from the first sample up to index, exclusive.
+// sizeSample says that total bytes lie in the entries from the first sample up to index, exclusive, and that the
+// one at index was appended at about the given time, not before.
 type sizeSample struct {
 	index uint64
 	total int64
+	at    time.Time
 }
 
 // sizeProbes is how many entries are read at a start to estimate the size of all.
 const sizeProbes = 16
 
 // estimate replaces what is known by an estimate of a log from first to last. An entry that cannot be
-// read counts for nothing here: whoever needs it will say so.
+// read counts for nothing here: whoever needs it will say so. When entries were appended is not known after a
+// start: they count as new.
 func (s *logSizes) estimate(first, last uint64, read func(uint64, *raft.Log) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,8 +115,9 @@ func (s *logSizes) estimate(first, last uint64, read func(uint64, *raft.Log) err
 	}
 	mean := max(sum/int64(probes), 1)
 	stride := max(uint64(s.step/mean), 1)
+	now := time.Now()
 	for i := first; i <= last; i += stride {
-		s.samples = append(s.samples, sizeSample{i, int64(i-first) * mean})
+		s.samples = append(s.samples, sizeSample{i, int64(i-first) * mean, now})
 	}
 	s.total, s.next = int64(count)*mean, last+1
 }
@@ -123,7 +127,7 @@ func (s *logSizes) add(index uint64, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.samples) == 0 || s.total-s.samples[len(s.samples)-1].total >= s.step {
-		s.samples = append(s.samples, sizeSample{index, s.total})
+		s.samples = append(s.samples, sizeSample{index, s.total, time.Now()})
 	}
 	s.total += bytes
 	s.next = index + 1
@@ -167,6 +171,23 @@ func (s *logSizes) newest(bytes int64) uint64 {
 		return 0
 	}
 	return s.samples[i-1].index
+}
+
+// since returns an index from which on everything lies that was appended within the given time, and little else;
+// 0 means that it may be all there is.
+func (s *logSizes) since(d time.Duration) uint64 {
+	before := time.Now().Add(-d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// The entries of a sample were appended between its time and that of the next one.
+	i := len(s.samples) - 1
+	for i >= 0 && !s.samples[i].at.Before(before) {
+		i--
+	}
+	if i < 0 {
+		return 0
+	}
+	return s.samples[i].index
 }
 
 func compare[T int64 | uint64](a, b T) int {

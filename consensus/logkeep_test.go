@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -195,11 +196,12 @@ func TestDeleteRange_SnapshotOnItsWay_LogBehindItStays(t *testing.T) {
 	if err := s.DeleteRange(40, 90); err != nil {
 		t.Fatal(err)
 	}
-	checkEntries(t, s, 81, 100, 100)
-	if err := s.DeleteRange(1, 1<<40); err != nil { // whatever is asked, something stays
+	checkEntries(t, s, 80, 100, 100)
+	s.compacting = func() bool { return true }
+	if err := s.DeleteRange(1, 1<<40); err != nil { // whatever a compaction asks for, something stays
 		t.Fatal(err)
 	}
-	checkEntries(t, s, 81, 100, 100)
+	checkEntries(t, s, 80, 100, 100)
 }
 
 func TestDeleteRange_BytesToKeep_AreKept(t *testing.T) {
@@ -225,6 +227,122 @@ func TestDeleteRange_BytesToKeep_AreKept(t *testing.T) {
 	}
 	if kept := last - first + 1; kept < 96 || kept > 250 {
 		t.Errorf("%d entries of 1 KiB were kept for 100 KiB", kept)
+	}
+}
+
+func TestLogSizes_Since_KeepsWhatIsYoungAndLittleElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := logSizes{step: 1000}
+		if got := s.since(time.Second); got != 0 {
+			t.Errorf("of nothing: %d", got)
+		}
+		at := map[uint64]time.Time{}
+		for i := uint64(1); i <= 1000; i++ {
+			s.add(i, 100)
+			at[i] = time.Now()
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, d := range []time.Duration{0, time.Second, 20 * time.Second, 99 * time.Second} {
+			from := s.since(d)
+			if from > 1 && time.Since(at[from-1]) <= d {
+				t.Errorf("entry %d is younger than %v and not kept: kept from %d", from-1, d, from)
+			}
+			if old := from + 10; old < 1000 && time.Since(at[old]) > d {
+				t.Errorf("entry %d is older than %v and kept: kept from %d", old, d, from)
+			}
+		}
+		if got := s.since(time.Hour); got != 0 {
+			t.Errorf("all is younger than an hour, but kept from %d", got)
+		}
+		// After a start everything counts as new, and then ages.
+		s.estimate(1, 1000, func(_ uint64, l *raft.Log) error { l.Data = make([]byte, 100); return nil })
+		if got := s.since(time.Second); got != 0 {
+			t.Errorf("after a start kept from %d", got)
+		}
+		time.Sleep(time.Minute)
+		if got := s.since(time.Second); got < 900 {
+			t.Errorf("a minute after a start kept from %d", got)
+		}
+	})
+}
+
+func TestCutBack_KeptByTime_BetweenTheTwoBoundsInBytes(t *testing.T) {
+	const size = 1 << 10
+	for name, c := range map[string]struct {
+		keep, keepMax int64
+		age           time.Duration // of the first 500 entries when the others are appended
+		want          uint64        // what is kept, in entries, give or take a step
+	}{
+		"all is young, the upper bound":      {100 << 10, 700 << 10, time.Second, 700},
+		"half is young":                      {100 << 10, 1 << 30, time.Minute, 500},
+		"half is young, more to keep anyway": {600 << 10, 1 << 30, time.Minute, 600},
+		"nothing but by time":                {-1, 1 << 30, time.Minute, 500},
+		"nothing by time":                    {100 << 10, -1, time.Second, 100},
+		"nothing at all":                     {-1, -1, time.Second, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &logStore{keep: c.keep, keepMax: c.keepMax, sizes: logSizes{step: 64 << 10}, restoreTime: func() time.Duration { return restoreMin }}
+			for i := uint64(1); i <= 1000; i++ {
+				if i == 501 {
+					time.Sleep(c.age)
+				}
+				s.sizes.add(i, size)
+			}
+			high := s.cutBack(999, Durable{Index: 1 << 40, Term: 1}, true)
+			if kept := 1000 - high; kept < c.want || kept > c.want+65 {
+				t.Errorf("%s: %d entries are kept, want about %d", name, kept, c.want)
+			}
+		})
+	}
+}
+
+// Where little is kept behind the checkpoint, a tail that reaches into it may begin at the very first entry, as a
+// compaction does.
+func TestDeleteRange_TailInsideTheCheckpointFromTheFirstEntry_StopsTheNode(t *testing.T) {
+	s := mustOpenLog(t, t.TempDir(), func(o *logStoreOptions) {
+		o.keep, o.keepMax = -1, -1
+		o.durable = func() (Durable, bool) { return Durable{Index: 8, Term: 3}, true }
+	})
+	defer s.mustClose(t)
+	appendEntries(t, s, 10, 10)
+	if err := s.DeleteRange(1, 6); err != nil {
+		t.Fatal(err)
+	}
+	checkEntries(t, s, 7, 10, 10)
+	// While raft may be compacting, nobody knows which of the two it is: then only what the checkpoint covers goes.
+	s.compacting = func() bool { return true }
+	if err := s.DeleteRange(7, 10); err != nil {
+		t.Fatal(err)
+	}
+	checkEntries(t, s, 8, 10, 10) // the checkpoint's own entry stays
+	appendEntries(t, s, 1, 10)
+	s.durable = func() (Durable, bool) { return Durable{Index: 10, Term: 3}, true }
+	s.compacting = func() bool { return false }
+	if err := s.DeleteRange(8, 11); err == nil || s.fault.err() == nil {
+		t.Errorf("committed entries were given up: %v", err)
+	}
+	checkBounds(t, s, 8, 11)
+}
+
+// checkBounds verifies where the log begins and ends, past its failure.
+func checkBounds(t *testing.T, s *logStore, first, last uint64) {
+	t.Helper()
+	if f, l, err := s.bounds(); err != nil || f != first || l != last {
+		t.Errorf("the log is %d to %d (%v), want %d to %d", f, l, err, first, last)
+	}
+}
+
+func TestOptions_LogKeep_NegativeMeansNothingIsKept(t *testing.T) {
+	for _, c := range []struct{ keep, keepMax, wantKeep, wantMax int64 }{
+		{0, 0, 256 << 20, 1 << 30},
+		{-1, 0, -1, -1},
+		{-1, 5, -1, 5},
+		{7, -1, 7, -1},
+	} {
+		o := Options{LogKeepBytes: c.keep, LogKeepBytesMax: c.keepMax}.withDefaults()
+		if o.LogKeepBytes != c.wantKeep || o.LogKeepBytesMax != c.wantMax {
+			t.Errorf("%+v: %d, %d", c, o.LogKeepBytes, o.LogKeepBytesMax)
+		}
 	}
 }
 

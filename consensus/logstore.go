@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 
+	"kvstore/internal/failpoint"
 	"kvstore/internal/record"
 )
 
@@ -39,16 +40,23 @@ type logStore struct {
 	entryMax int
 	bytesMax int64
 	keep     int64  // bytes that stay in the log for followers
+	keepMax  int64  // bytes that may stay for as long as a follower needs for a copy of the state
 	seed     uint32 // names this log
 	// durable returns the durable checkpoint of the state machine.
 	durable func() (Durable, bool)
 	crash   func(step string)
+	// compacting tells whether raft may be compacting the log just now. Set before raft runs.
+	compacting func() bool
+	// restoreTime tells how long a follower needs for a copy of the state. Set before raft runs.
+	restoreTime func() time.Duration
 	// full receives a token when bytesMax bytes were appended since the last compaction.
 	full chan struct{}
 	tail tailReport
 
 	// appended counts bytes since compacted() was called last.
 	appended atomic.Int64
+	// writing counts writes under way, to which a scrub gives way.
+	writing atomic.Int32
 
 	// deleteMu orders deletions: what is the head to one could else become all there is through another.
 	deleteMu sync.Mutex
@@ -79,6 +87,7 @@ type logStoreOptions struct {
 	entryMax     int
 	bytesMax     int64
 	keep, cache  int64 // as Options.LogKeepBytes and LogCacheBytes
+	keepMax      int64 // as Options.LogKeepBytesMax
 	stall        time.Duration
 	vfs          types.VFS
 	meta         func(types.MetaStore) types.MetaStore
@@ -127,9 +136,11 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 	return &logStore{
 		wal: w, dir: o.dir, log: o.log, fault: o.fault, metrics: o.metrics,
 		watch:    newWatchdog(o.stall, "log", o.fault),
-		entryMax: o.entryMax, bytesMax: o.bytesMax, keep: o.keep, seed: codec.seed, durable: o.durable, crash: o.crash,
+		entryMax: o.entryMax, bytesMax: o.bytesMax, keep: o.keep, keepMax: o.keepMax, seed: codec.seed, durable: o.durable, crash: o.crash,
 		full: make(chan struct{}, 1), tail: tail,
-		cache: logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},
+		restoreTime: func() time.Duration { return restoreMin },
+		compacting:  func() bool { return false },
+		cache:       logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},
 	}, nil
 }
 
@@ -181,10 +192,18 @@ func (s *logStore) use(op func() error) error {
 	return op()
 }
 
-// GetLog implements raft.LogStore. It returns raft.ErrLogNotFound itself (raft compares by identity)
-// for an absent entry; any other failure stops the group, because raft would otherwise go on with a
-// log that it cannot read.
+// GetLog implements raft.LogStore: it is get for raft's goroutines, which panic if an entry cannot be read.
 func (s *logStore) GetLog(index uint64, out *raft.Log) error {
+	err := s.get(index, out)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		return err
+	}
+	return s.fault.leave(err)
+}
+
+// get reads an entry. It returns raft.ErrLogNotFound itself (raft compares by identity) for an absent entry; any
+// other failure stops the group, because raft would otherwise go on with a log that it cannot read.
+func (s *logStore) get(index uint64, out *raft.Log) error {
 	if err := s.fault.check(); err != nil {
 		return err
 	}
@@ -263,9 +282,17 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		return s.fault.fail(err)
 	}
 	start := time.Now()
+	s.writing.Add(1)
 	s.watch.start()
-	err := s.use(func() error { return s.wal.StoreLogs(logs) })
+	err := failpoint.Err(failpoint.LogAppendBefore)
+	if err == nil {
+		err = s.use(func() error { return s.wal.StoreLogs(logs) })
+	}
+	if err == nil {
+		err = failpoint.Err(failpoint.LogAppendAfter)
+	}
 	s.watch.stop()
+	s.writing.Add(-1)
 	if errors.Is(err, wal.ErrSealed) {
 		err = fmt.Errorf("the next segment could not be created, most likely because the disk is full: %w", err)
 	}
@@ -299,7 +326,7 @@ func (s *logStore) compacted() { s.appended.Store(0) }
 // DeleteRange implements raft.LogStore. There are three kinds:
 //   - At the head (compaction). It is cut back, whatever raft asks for, to the durable checkpoint
 //     (entries beyond it exist nowhere else), to what a snapshot under way to a follower needs to be
-//     continued from, and to the newest bytes kept for followers that were away.
+//     continued from, and to what is kept for followers that were away or are taking a copy of the state.
 //   - At the end: a tail that raft gives up for the leader's. Everything in a checkpoint was committed, so
 //     a tail that reaches into it is refused: the state machine would hold what no other node has.
 //   - All of it, after a snapshot has become the state.
@@ -320,7 +347,9 @@ func (s *logStore) DeleteRange(low, high uint64) error {
 	d, ok := s.durable()
 	switch {
 	case emptied != nil && low <= first && high >= last:
-	case high >= last && ok && low <= d.Index && low > first:
+	case high >= last && ok && low <= d.Index && (low > first || !s.compacting()):
+		// A compaction begins at the first entry, and can be overtaken by the end of a tail. A tail that begins
+		// there, inside the checkpoint, is met where little is kept behind it.
 		return s.fault.fail(fmt.Errorf("entries %d to %d would be replaced by the leader's, but the checkpoint at %d holds them as committed: the group's histories have parted", low, last, d.Index))
 	case high >= last && (!ok || low > d.Index):
 	default:
@@ -330,7 +359,12 @@ func (s *logStore) DeleteRange(low, high uint64) error {
 		}
 	}
 	s.watch.start()
-	err = s.use(func() error { return s.wal.DeleteRange(low, high) })
+	if err = failpoint.Err(failpoint.LogTruncateBefore); err == nil {
+		err = s.use(func() error { return s.wal.DeleteRange(low, high) })
+	}
+	if err == nil {
+		err = failpoint.Err(failpoint.LogTruncateAfter)
+	}
 	s.watch.stop()
 	if err != nil {
 		return s.fault.fail(fmt.Errorf("cannot delete entries %d to %d from the log in %q: %w", low, high, s.dir, err))
@@ -344,12 +378,21 @@ func (s *logStore) cutBack(high uint64, d Durable, ok bool) uint64 {
 	if !ok {
 		return 0
 	}
-	high = min(high, d.Index)
+	// The checkpoint's last entry stays: a follower that was given the checkpoint is asked about that entry next,
+	// by its term, and would be given the checkpoint again and again if this log could not tell it. raft itself
+	// remembers the term only if its name for the snapshot is the same index, which a barrier makes it not be.
+	high = min(high, d.Index-1)
+	keepFrom := func(index uint64) { high = min(high, max(index, 1)-1) }
 	if pinned, ok := s.pins.lowest(); ok {
-		high = min(high, max(pinned, 1)-1)
+		keepFrom(pinned)
 	}
 	if s.keep > 0 {
-		high = min(high, max(s.sizes.newest(s.keep), 1)-1)
+		keepFrom(s.sizes.newest(s.keep))
+	}
+	if s.keepMax > 0 {
+		// While a follower takes a copy of the state the log grows behind that. Should the leader change
+		// meanwhile, no pin of the next one holds what follows the copy; twice the time, because it begins anew.
+		keepFrom(max(s.sizes.since(2*s.restoreTime()), s.sizes.newest(s.keepMax)))
 	}
 	return high
 }

@@ -8,11 +8,18 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/internal/failpoint"
 )
 
-// changeTimeout is how long a change of the configuration waits for its turn when the caller's context
-// has no end: raft makes one change at a time, and none before the first entry of its term is committed.
-const changeTimeout = 10 * time.Second
+const (
+	// changeTimeout is how long a change of the configuration waits for its turn when the caller's context
+	// has no end: raft makes one change at a time, and none before the first entry of its term is committed.
+	changeTimeout = 10 * time.Second
+	// changeAnswerMax is how long such a call takes in all. A leader whose followers answer but store nothing
+	// keeps its place, and a change without an end would wait with it.
+	changeAnswerMax = 30 * time.Second
+)
 
 // PeerStatus is another member as this node sees it.
 type PeerStatus struct {
@@ -64,7 +71,7 @@ func (g *Group) AddLearner(ctx context.Context, id, address string) error {
 	if id == "" || address == "" || len(id) > candidateBytesMax || len(address) > candidateBytesMax {
 		return fmt.Errorf("%w: a member needs an id and an address of at most %d bytes", ErrNotProposed, candidateBytesMax)
 	}
-	return g.change(ctx, "add "+id, func(members []Member, timeout time.Duration) (raft.IndexFuture, error) {
+	return g.change(ctx, "add "+id, func(members []Member, index uint64, timeout time.Duration) (raft.IndexFuture, error) {
 		for _, m := range members {
 			if m.ID == id && m.Address == address {
 				return nil, nil
@@ -76,14 +83,14 @@ func (g *Group) AddLearner(ctx context.Context, id, address string) error {
 		if len(members) >= membersMax && !slices.ContainsFunc(members, func(m Member) bool { return m.ID == id }) {
 			return nil, fmt.Errorf("%w: the group has %d members already", ErrNotProposed, len(members))
 		}
-		return g.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, timeout), nil
+		return g.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), index, timeout), nil
 	})
 }
 
 // Promote gives a learner a vote. Whether it has caught up is the caller's care: until then it counts
 // for majorities and holds nothing. Errors as with AddLearner; a voter is no error.
 func (g *Group) Promote(ctx context.Context, id string) error {
-	return g.change(ctx, "promote "+id, func(members []Member, timeout time.Duration) (raft.IndexFuture, error) {
+	return g.change(ctx, "promote "+id, func(members []Member, index uint64, timeout time.Duration) (raft.IndexFuture, error) {
 		i := slices.IndexFunc(members, func(m Member) bool { return m.ID == id })
 		switch {
 		case i < 0:
@@ -91,7 +98,7 @@ func (g *Group) Promote(ctx context.Context, id string) error {
 		case members[i].Voter:
 			return nil, nil
 		}
-		return g.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(members[i].Address), 0, timeout), nil
+		return g.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(members[i].Address), index, timeout), nil
 	})
 }
 
@@ -99,16 +106,8 @@ func (g *Group) Promote(ctx context.Context, id string) error {
 // gives up its lease, and steps down once that is committed. Errors as with AddLearner; an id that is no
 // member is no error.
 func (g *Group) Remove(ctx context.Context, id string) error {
-	return g.change(ctx, "remove "+id, func(members []Member, timeout time.Duration) (raft.IndexFuture, error) {
-		voters, found := 0, Member{}
-		for _, m := range members {
-			if m.Voter {
-				voters++
-			}
-			if m.ID == id {
-				found = m
-			}
-		}
+	return g.change(ctx, "remove "+id, func(members []Member, index uint64, timeout time.Duration) (raft.IndexFuture, error) {
+		found, voters := find(members, id)
 		switch {
 		case found.ID == "":
 			return nil, nil
@@ -120,18 +119,72 @@ func (g *Group) Remove(ctx context.Context, id string) error {
 			// it starts, and needs nobody else: what it promised before it restarted binds it no longer.
 			g.revokeLease()
 		}
-		return g.raft.RemoveServer(raft.ServerID(id), 0, timeout), nil
+		return g.raft.RemoveServer(raft.ServerID(id), index, timeout), nil
 	})
 }
 
-// change makes one change of the configuration. start decides upon the latest configuration: it returns
-// nil if there is nothing to do. Changes of one node come one after the other; what another leader may
-// do meanwhile raft refuses or orders.
-func (g *Group) change(ctx context.Context, what string, start func([]Member, time.Duration) (raft.IndexFuture, error)) error {
+// Demote takes the vote of a member, which goes on receiving the log. It never takes the last one, nor that
+// of the leader itself: leadership has to be handed over first, or the clients would wait for an election.
+// Errors as with AddLearner; a learner is no error.
+func (g *Group) Demote(ctx context.Context, id string) error {
+	return g.demote(ctx, id, func([]Member) error { return nil })
+}
+
+// demote is Demote, unless check objects to the configuration that is changed.
+func (g *Group) demote(ctx context.Context, id string, check func([]Member) error) error {
+	return g.change(ctx, "demote "+id, func(members []Member, index uint64, timeout time.Duration) (raft.IndexFuture, error) {
+		found, voters := find(members, id)
+		switch {
+		case found.ID == "":
+			return nil, fmt.Errorf("%w: there is no member %q", ErrNotProposed, id)
+		case !found.Voter:
+			return nil, nil
+		case voters == 1:
+			return nil, fmt.Errorf("%w: %s is the last voter", ErrNotProposed, id)
+		case id == g.o.NodeID:
+			return nil, fmt.Errorf("%w: %s leads, and has to hand leadership over before it gives up its vote", ErrNotProposed, id)
+		}
+		if err := check(members); err != nil {
+			return nil, err
+		}
+		return g.raft.DemoteVoter(raft.ServerID(id), index, timeout), nil
+	})
+}
+
+// find returns a member, with an empty id if there is none, and the number of voters.
+func find(members []Member, id string) (found Member, voters int) {
+	for _, m := range members {
+		if m.Voter {
+			voters++
+		}
+		if m.ID == id {
+			found = m
+		}
+	}
+	return found, voters
+}
+
+// changeFunc starts one change, after a decision upon the configuration that was committed at index: it
+// returns nil if there is nothing to do. raft is given the index and refuses the change of any other
+// configuration.
+type changeFunc func(members []Member, index uint64, timeout time.Duration) (raft.IndexFuture, error)
+
+// change makes one change of the configuration. Changes of one node come one after the other, so that the
+// latest configuration is the committed one; should another node have led meanwhile and changed it, raft
+// refuses.
+func (g *Group) change(ctx context.Context, what string, start changeFunc) error {
+	timeout := changeTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = max(time.Until(deadline), time.Millisecond)
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, changeAnswerMax)
+		defer cancel()
+	}
 	select {
 	case g.changing <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("cannot %s: %w: %w", what, ErrNotProposed, ctx.Err())
+		return fmt.Errorf("cannot %s: %w: another change is under way: %w", what, ErrNotProposed, ctx.Err())
 	case <-g.stop:
 		return ErrClosed
 	}
@@ -139,9 +192,13 @@ func (g *Group) change(ctx context.Context, what string, start func([]Member, ti
 		<-g.changing
 		return ErrNotLeader
 	}
-	timeout := changeTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = max(time.Until(deadline), time.Millisecond)
+	base := g.committed.Load()
+	if base == nil {
+		panic("BUG: this node leads, and its state machine was told no configuration")
+	}
+	if err := failpoint.Err(failpoint.MembershipBefore); err != nil {
+		<-g.changing
+		return fmt.Errorf("cannot %s: %w: %w", what, ErrNotProposed, err)
 	}
 	result := make(chan error, 1)
 	// Owned by this call; ends with raft's answer, at the latest with the process: raft may forget a
@@ -149,7 +206,9 @@ func (g *Group) change(ctx context.Context, what string, start func([]Member, ti
 	go func() {
 		// A lone leader's reads need nobody's word: that must end before raft may act on a second voter.
 		g.countChange(+1)
-		result <- g.sorted(start(g.members(), timeout))
+		err := g.sorted(start(base.members, base.index, timeout))
+		failpoint.Hit(failpoint.MembershipAfter)
+		result <- err
 		g.countChange(-1)
 		<-g.changing
 	}()
@@ -173,6 +232,7 @@ func (g *Group) sorted(f raft.IndexFuture, err error) error {
 		return err
 	}
 	err = f.Error()
+	g.transfers.answered(err, time.Now())
 	switch {
 	case err == nil:
 		return nil
@@ -217,7 +277,9 @@ func (g *Group) Transfer(ctx context.Context, id string) error {
 	}
 	g.revokeLease()
 	g.log.Info("handing leadership over", "to", target.ID, "term", term)
-	return g.await(ctx, func() error {
+	return g.await(ctx, g.o.ElectionTimeout+changeTimeout, func() error {
+		g.transfers.begin()
+		defer g.transfers.end()
 		err := g.raft.LeadershipTransferToServer(raft.ServerID(target.ID), raft.ServerAddress(target.Address)).Error()
 		switch {
 		case err == nil, !g.leads(term):

@@ -30,22 +30,28 @@ func (g *Group) openTransport(fresh bool) (transport, error) {
 	}
 	o := peer.Options{
 		Listener: g.o.Listener, Address: raft.ServerAddress(g.o.Address), NodeID: g.o.NodeID,
-		Incarnation: g.o.Incarnation, Group: g.o.Group, Dir: g.o.Dir, Logger: g.log, Clock: g.o.clock,
-		HeartbeatTimeout: g.o.HeartbeatTimeout, Timeout: g.o.rpcTimeout,
+		Incarnation: g.o.Incarnation, Starts: g.o.Starts, Nonce: g.o.Nonce, LogEnd: g.logEnd, Group: g.o.Group, Dir: g.o.Dir, Logger: g.log, Clock: g.o.clock,
+		HeartbeatTimeout: g.o.HeartbeatTimeout, Timeout: g.o.rpcTimeout, Dial: g.o.dial,
+		SnapshotRateBytes: g.o.SnapshotRateBytes, Offer: g.offer,
 		Cluster: g.o.Cluster, Record: g.o.Record, Level: g.o.Level, StateLevel: g.o.StateLevel,
-		Card: g.o.Card, OnCard: g.o.OnCard,
+		Card: g.o.Card, OnCard: g.o.OnCard, Vitals: g.o.Vitals, OnPulse: g.onPulse, Storing: g.o.Storing,
 		OnAck: func(a peer.Ack) {
-			g.onAck(ack{peer: a.Peer, term: a.Term, sentAt: a.SentAt, match: a.Match})
+			at := a.SentAt
+			if g.o.broken.sendTime {
+				at = int64(g.o.clock.Boot())
+			}
+			g.onAck(ack{peer: a.Peer, term: a.Term, sentAt: at, match: a.Match})
 		},
 		OnTimeoutNow: g.revokeLease,
 		MayCampaign:  g.mayCampaign,
-		HoldVotes:    g.o.HeartbeatTimeout,
+		Covers:       g.logs.covers,
+		HoldVotes:    g.o.timers(g.o.HeartbeatTimeout),
 		Receive: func(ctx context.Context, req *raft.InstallSnapshotRequest, stream io.Reader) (peer.Prepared, error) {
 			descriptor, discard, err := g.snapshots.receive(ctx, req, stream)
 			return peer.Prepared{Descriptor: descriptor, Discard: discard}, err
 		},
 	}
-	if fresh {
+	if fresh || g.o.broken.voteHold {
 		o.HoldVotes = 0 // a node that never heard a leader has promised nothing
 	}
 	t, err := peer.New(o)
@@ -151,7 +157,7 @@ func (t networkTransport) connections() map[string]connection {
 		if c.refused == "" {
 			c.refused = s.Rejected
 		}
-		c.refusesUs = s.Refused
+		c.refusesUs, c.copied = s.Refused, s.Copied
 		if s.Stranger {
 			c.stranger = s.Rejected
 		}
@@ -172,8 +178,31 @@ func (n node) Follows() bool { return n.g.raft.State() == raft.Follower }
 // Applied implements peer.Node.
 func (n node) Applied() uint64 { return n.g.sm.Applied() }
 
+// CommitIndex implements peer.Node.
+func (n node) CommitIndex() uint64 { return n.g.raft.CommitIndex() }
+
 // EntryTerm implements peer.Node.
 func (n node) EntryTerm(index uint64) (uint64, bool) { return n.g.logs.termOf(index) }
+
+// logEnd returns index and term of the last entry that this node holds durably; false if that can't be read, or
+// is to be fetched only now: that will reach as far as anything that this node acknowledged.
+func (g *Group) logEnd() (index, term uint64, ok bool) {
+	for range 3 { // the end may be cut off between the two steps, by a leader whose next entries follow
+		var err error
+		if index, err = g.logs.LastIndex(); err != nil || index == 0 {
+			ok = err == nil
+			break
+		}
+		if term, ok = g.logs.termOf(index); ok {
+			break
+		}
+	}
+	// Read after the log: it is emptied for a checkpoint only when that is durable.
+	if d, there := g.sm.Durable(); there && d.Index > index {
+		return d.Index, d.Term, true
+	}
+	return index, term, ok && (index > 0 || !g.o.Rebuild)
+}
 
 // mayCampaign keeps this node from standing for election while raft overrates its log.
 func (g *Group) mayCampaign() error {
@@ -187,12 +216,11 @@ func (g *Group) mayCampaign() error {
 var ErrRefused = errors.New("this node is refused by the others")
 
 // Refused returns an error that matches ErrRefused once a majority of the other voters has refused this
-// node for good before it ever knew a leader; its text says why and what to do. It is nil as long as
-// there is hope, and from the first leader on.
+// node for good; its text says why and what to do. It is nil as long as there is hope. From the first leader on
+// only refusals of this very process count, because of others with copies of its data directory: the rest is
+// for the cluster to say, which may just be changing its members.
 func (g *Group) Refused() error {
-	if g.sawLeader.Load() {
-		return nil
-	}
+	sawLeader := g.sawLeader.Load()
 	others := 0
 	connections := g.transport.connections()
 	var texts []string
@@ -201,8 +229,8 @@ func (g *Group) Refused() error {
 			continue
 		}
 		others++
-		if text := connections[id].refusesUs; text != "" {
-			texts = append(texts, id+": "+text)
+		if c := connections[id]; c.refusesUs != "" && (c.copied || !sawLeader) {
+			texts = append(texts, id+": "+c.refusesUs)
 		}
 	}
 	if others == 0 || len(texts) <= others/2 {

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/types"
 
+	"kvstore/consensus/peer"
 	"kvstore/internal/clock"
 )
 
@@ -48,6 +50,9 @@ type Peer struct {
 	Incarnation [16]byte
 }
 
+// Pulse is what another node tells about its clocks and its health; see Options.OnPulse.
+type Pulse = peer.Pulse
+
 // Options configures a group. The zero value of a field means its default; Dir, NodeID and Address have
 // none. Open copies the struct.
 type Options struct {
@@ -64,6 +69,12 @@ type Options struct {
 	// Incarnation is the number that this data directory was given at its first start. Other nodes bind
 	// NodeID to it and refuse the id with any other: a node that lost its disk can't pass for its old self.
 	Incarnation [16]byte
+	// Starts counts the starts of this data directory, this one included; it is durable before Open is called.
+	// By it the other nodes know a copy of the directory from the directory itself. 0: nobody counts, and a
+	// copy is not noticed.
+	Starts uint64
+	// Nonce names this process to the other nodes. 0: it is drawn.
+	Nonce uint64
 	// Group is the id of the Raft group, used in logs only. Default 0.
 	Group uint32
 	// Logger receives this package's and raft's log lines. Default slog.Default().
@@ -95,6 +106,17 @@ type Options struct {
 	Card []byte
 	// OnCard gets another node's card with every new connection; it must not block. Default: ignored.
 	OnCard func(id string, incarnation [16]byte, card []byte)
+
+	// Vitals returns what the other nodes are told about this one's health, several times a second: opaque to
+	// this package, at most 4 KiB. It must not block. Default: nothing.
+	Vitals func() []byte
+	// OnPulse gets what the other nodes tell, each on a goroutine of its own; it must not block. Default:
+	// ignored.
+	OnPulse func(Pulse)
+	// Storing returns an error while this node has no room for a leader's next commands, size > 0 bytes: they
+	// are refused, its heartbeats and raft's own small entries are not. The leader asks about ten times a
+	// second whether there is room again. Default: there is room.
+	Storing func(size int64) error
 
 	// HeartbeatTimeout is how long a follower waits for its leader before it asks for votes, and how
 	// long a leader goes without a majority before it steps down. Default 600 ms, at least 10 ms. Too
@@ -135,6 +157,25 @@ type Options struct {
 	// follower that was away for a while is brought up by entries instead of a whole copy of the state.
 	// Default 256 MiB; negative: none.
 	LogKeepBytes int64
+	// LogKeepBytesMax bounds what is kept behind the checkpoint, beyond LogKeepBytes, of what was appended within
+	// twice the time that a copy of the state needs to be sent and installed (the longest of the last hour, at
+	// least 10 s): a follower that has just been given one must find what follows it. Default 1 GiB, none if
+	// LogKeepBytes is negative; negative: none.
+	LogKeepBytesMax int64
+	// SnapshotRateBytes bounds the copies of the state that this node sends, and those that it receives, in bytes
+	// of their streams a second. Default 64 MiB; at least 64 KiB; negative: no bound.
+	SnapshotRateBytes int64
+	// Room returns an error unless so many bytes can be stored besides what must stay free. It is asked before a
+	// copy of the state is received, for twice its size, and again each 64 MiB, from any goroutine. Default: there
+	// is room.
+	Room func(bytes int64) error
+	// Rebuild says that the state machine was emptied on purpose, because its state was damaged, while log and
+	// vote are good: Open then fetches the state from any other member, however long that takes (ctx bounds it),
+	// unless the log reaches back to its first entry or the state machine has a checkpoint again. The caller must
+	// say so at each start until one has succeeded.
+	Rebuild bool
+	// OnRebuild is told about the copy that Rebuild fetches, about once a second. Optional.
+	OnRebuild func(Transfer)
 	// LogCacheBytes bounds the newest entries that are kept in memory for the followers. Default 32 MiB;
 	// negative: none.
 	LogCacheBytes int64
@@ -161,6 +202,13 @@ type Options struct {
 
 	// clock measures leases. Tests put one of their own here.
 	clock clock.Clock
+	// dial connects to another node's transport; nil: TCP. Tests put a network in memory here.
+	dial func(ctx context.Context, address string) (net.Conn, error)
+	// timers turns the durations of raft's timers into those of this node, whose clock may run fast or slow.
+	// Tests set it.
+	timers func(time.Duration) time.Duration
+	// broken names obligations of the lease that are not kept, to show that tests notice.
+	broken obligations
 	// rpcTimeout bounds one message between nodes; 0 is the transport's default.
 	rpcTimeout time.Duration
 	// crash is called at the named steps of an installation. Tests stop there.
@@ -169,6 +217,16 @@ type Options struct {
 	vfs types.VFS
 	// meta wraps the log's metadata store. Tests put a failing one here.
 	meta func(types.MetaStore) types.MetaStore
+}
+
+// obligations of the lease, one field each. Set: it is not kept.
+type obligations struct {
+	sendTime   bool // the lease counts from the time before sending
+	voteHold   bool // votes are held back after a start
+	revocation bool // the lease is given up before leadership is handed over
+	barrier    bool // a term's lease begins with its barrier
+	bound      bool // the lease is shorter than the heartbeat timeout
+	rates      bool // a follower whose clock runs fast does not count
 }
 
 // withDefaults returns o with every unset field at its default.
@@ -184,6 +242,11 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.LogBytesMax, 1<<30)
 	setDefault(&o.TrailingLogs, 128)
 	setDefault(&o.LogKeepBytes, 256<<20)
+	if o.LogKeepBytes < 0 {
+		setDefault(&o.LogKeepBytesMax, -1)
+	}
+	setDefault(&o.LogKeepBytesMax, 1<<30)
+	setDefault(&o.SnapshotRateBytes, 64<<20)
 	setDefault(&o.LogCacheBytes, 32<<20)
 	setDefault(&o.WriteStallTimeout, 5*time.Second)
 	setDefault(&o.ProposalTimeout, 10*time.Second)
@@ -209,11 +272,20 @@ func (o Options) withDefaults() Options {
 	if o.StateLevel == nil {
 		o.StateLevel = func() uint16 { return 0 }
 	}
+	if o.Room == nil {
+		o.Room = func(int64) error { return nil }
+	}
+	if o.OnRebuild == nil {
+		o.OnRebuild = func(Transfer) {}
+	}
 	if o.OnCard == nil {
 		o.OnCard = func(string, [16]byte, []byte) {}
 	}
 	if o.clock == nil {
 		o.clock = clock.System{}
+	}
+	if o.timers == nil {
+		o.timers = func(d time.Duration) time.Duration { return d }
 	}
 	if o.crash == nil {
 		o.crash = func(string) {}
@@ -249,7 +321,7 @@ func (o Options) validate() error {
 	fault(len(o.Address) > candidateBytesMax, "Address is longer than %d bytes", candidateBytesMax)
 	fault(o.HeartbeatTimeout < 10*time.Millisecond, "HeartbeatTimeout %v is below 10ms", o.HeartbeatTimeout)
 	fault(o.ElectionTimeout < o.HeartbeatTimeout, "ElectionTimeout %v is below HeartbeatTimeout %v", o.ElectionTimeout, o.HeartbeatTimeout)
-	fault(o.LeaseDuration > o.HeartbeatTimeout/10*9, "LeaseDuration %v is above nine tenths of HeartbeatTimeout %v", o.LeaseDuration, o.HeartbeatTimeout)
+	fault(o.LeaseDuration > o.HeartbeatTimeout/10*9 && !o.broken.bound, "LeaseDuration %v is above nine tenths of HeartbeatTimeout %v", o.LeaseDuration, o.HeartbeatTimeout)
 	fault(o.Listener == nil && (len(o.Founders) > 1 || o.Joined != nil), "a group of several nodes needs a Listener")
 	fault(len(o.Founders) > membersMax, "%d Founders are more than %d", len(o.Founders), membersMax)
 	for i, m := range o.Founders {
@@ -260,6 +332,7 @@ func (o Options) validate() error {
 	fault(o.EntryBytesMax < 1 || o.EntryBytesMax > 60<<20, "EntryBytesMax %d is outside 1 byte to 60 MiB", o.EntryBytesMax)
 	fault(o.SnapshotInterval < 5*time.Millisecond, "SnapshotInterval %v is below 5ms", o.SnapshotInterval)
 	fault(o.SnapshotTimeout < 0, "SnapshotTimeout %v is negative", o.SnapshotTimeout)
+	fault(o.SnapshotRateBytes >= 0 && o.SnapshotRateBytes < 64<<10, "SnapshotRateBytes %d is below 64 KiB", o.SnapshotRateBytes)
 	fault(o.LogBytesMax < 0, "LogBytesMax %d is negative", o.LogBytesMax)
 	fault(o.TrailingLogs > math.MaxInt64, "TrailingLogs %d is absurd", o.TrailingLogs)
 	fault(o.WriteStallTimeout < 0, "WriteStallTimeout %v is negative", o.WriteStallTimeout)

@@ -54,8 +54,9 @@ type proposals struct {
 	bytesMax int64
 	timeout  time.Duration
 	metrics  *Metrics
-	wake     chan struct{} // a token when the queue may have become non-empty
-	drained  chan struct{} // closed once the queue is closed and empty
+	answered func(err error, now time.Time) // is told what raft says to each proposal
+	wake     chan struct{}                  // a token when the queue may have become non-empty
+	drained  chan struct{}                  // closed once the queue is closed and empty
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -68,9 +69,9 @@ type proposals struct {
 	answerMu sync.Mutex
 }
 
-func newProposals(o *Options, m *Metrics) *proposals {
+func newProposals(o *Options, m *Metrics, answered func(error, time.Time)) *proposals {
 	return &proposals{
-		max: o.ProposalsMax, bytesMax: o.ProposalBytesMax, timeout: o.ProposalTimeout, metrics: m,
+		max: o.ProposalsMax, bytesMax: o.ProposalBytesMax, timeout: o.ProposalTimeout, metrics: m, answered: answered,
 		wake: make(chan struct{}, 1), drained: make(chan struct{}),
 	}
 }
@@ -122,7 +123,9 @@ func (q *proposals) deliver(stop <-chan struct{}) {
 				return
 			}
 		}
-		err := outcome(p.future.Error(), p.future)
+		err := p.future.Error()
+		q.answered(err, time.Now())
+		err = outcome(err, p.future)
 		var result any
 		if err == nil {
 			result = p.future.Response()

@@ -10,11 +10,19 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/internal/failpoint"
 )
 
-// snapshotSize is what raft is told as the size of a snapshot that is sent. The stream delimits itself;
-// its size is not known before it has been read.
+// snapshotSize is what raft is told as the size of the snapshot that it lists. Nothing depends on it: the stream
+// delimits itself, and the one that is opened tells how much the state takes up.
 const snapshotSize = 1 << 40
+
+// roomStep is how many bytes of a stream come in between two looks at the free space.
+const roomStep = 64 << 20
+
+// ErrNoRoom says that a copy of the state was refused because it may not fit on this node's disk.
+var ErrNoRoom = errors.New("there is no room for a copy of the state")
 
 // errOvertaken says that a snapshot from the leader came while this node took one of its own.
 var errOvertaken = errors.New("a snapshot from the leader has overtaken this one")
@@ -38,6 +46,11 @@ type snapshotStore struct {
 	metrics *Metrics
 	ctx     context.Context // ends when Close begins
 	crash   func(step string)
+	// room returns an error unless so many bytes can be stored.
+	room func(bytes int64) error
+
+	// transfers provides its own synchronisation.
+	transfers transfers
 
 	// last is the index of the newest snapshot that raft knows.
 	last atomic.Uint64
@@ -54,8 +67,15 @@ type snapshotStore struct {
 
 // received is a snapshot that waits beside the state.
 type received struct {
-	durable Durable
-	state   Received
+	durable  Durable
+	state    Received
+	transfer *transfer
+}
+
+// discard removes it.
+func (r *received) discard() {
+	r.state.Discard()
+	r.transfer.end(false)
 }
 
 var _ raft.SnapshotStore = (*snapshotStore)(nil)
@@ -64,7 +84,9 @@ func newSnapshotStore(ctx context.Context, sm StateMachine, logs *logStore, m *M
 	s := &snapshotStore{
 		sm: sm, logs: logs, metrics: m, ctx: ctx, crash: crash,
 		received: make(map[string]*received), sinks: make(map[string]*snapshotSink),
+		room: func(int64) error { return nil },
 	}
+	logs.restoreTime, logs.compacting = s.transfers.longest, s.isCompleting
 	s.idle = sync.NewCond(&s.mu)
 	if d, ok := sm.Durable(); ok {
 		s.last.Store(d.Index)
@@ -135,25 +157,37 @@ func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, erro
 		return m, io.NopCloser(bytes.NewReader(sink.descriptor)), nil
 	}
 
-	// The newest checkpoint, which may be newer than the one that List named.
-	d, ok := s.sm.Durable()
-	if !ok {
-		return nil, nil, errors.New("cannot send a snapshot: there is no checkpoint yet")
-	}
-	pin := s.logs.pins.pin(d.Index)
-	d, stream, err := s.sm.OpenSnapshot(s.ctx)
+	d, stream, err := s.open(s.ctx)
 	if err != nil {
-		s.logs.pins.release(pin, 0)
-		return nil, nil, fmt.Errorf("cannot open the state for sending: %w", err)
+		return nil, nil, err
 	}
-	s.logs.pins.move(pin, d.Index)
-	m, err := meta(d, snapshotID(d.Term, d.Index), snapshotSize)
+	m, err := meta(d, snapshotID(d.Term, d.Index), int64(stream.Progress().TotalBytes))
 	if err != nil {
-		s.logs.pins.release(pin, 0)
 		return nil, nil, errors.Join(err, stream.Close())
 	}
+	return m, stream, nil
+}
+
+// open opens the newest checkpoint for sending, which may be newer than the one that List named. What it returns
+// describes the stream itself.
+func (s *snapshotStore) open(ctx context.Context) (Durable, *pinnedStream, error) {
+	if err := failpoint.Err(failpoint.SnapshotCreateBefore); err != nil {
+		return Durable{}, nil, err
+	}
+	d, ok := s.sm.Durable()
+	if !ok {
+		return Durable{}, nil, errors.New("cannot send a snapshot: there is no checkpoint yet")
+	}
+	pin := s.logs.pins.pin(d.Index)
+	d, stream, err := s.sm.OpenSnapshot(ctx)
+	if err != nil {
+		s.logs.pins.release(pin, 0)
+		return Durable{}, nil, fmt.Errorf("cannot open the state for sending: %w", err)
+	}
+	s.logs.pins.move(pin, d.Index)
 	s.metrics.SnapshotsSent.Add(1)
-	return m, &pinnedStream{ReadCloser: stream, pins: &s.logs.pins, pin: pin}, nil
+	failpoint.Hit(failpoint.SnapshotCreateAfter)
+	return d, &pinnedStream{ReadCloser: stream, pins: &s.logs.pins, pin: pin}, nil
 }
 
 // pinnedStream keeps the log that continues a snapshot while the snapshot is read, and pinGrace longer.
@@ -162,6 +196,9 @@ type pinnedStream struct {
 	pins *logPins
 	pin  *logPin
 }
+
+// Progress tells how much of the state has gone through the stream.
+func (s *pinnedStream) Progress() SnapshotProgress { return sendingOf(s.ReadCloser)() }
 
 // Close ends the stream and lets go of the log.
 func (s *pinnedStream) Close() error {
@@ -172,15 +209,12 @@ func (s *pinnedStream) Close() error {
 // receive reads a snapshot from the leader into a place beside the live state. The descriptor names it
 // until it was restored or discarded.
 func (s *snapshotStore) receive(ctx context.Context, req *raft.InstallSnapshotRequest, stream io.Reader) (descriptor []byte, discard func(), err error) {
+	s.crash("receive")
 	d := Durable{Index: req.LastLogIndex, Term: req.LastLogTerm, Configuration: req.Configuration, ConfigurationIndex: req.ConfigurationIndex}
-	if _, err := decodeConfiguration(d.Configuration); err != nil {
-		return nil, nil, fmt.Errorf("cannot take the snapshot of entry %d: %w", d.Index, err)
-	}
-	state, err := s.sm.ReceiveSnapshot(ctx, d, stream)
+	came, err := s.take(ctx, string(req.ID), DirectionReceive, d, req.Size, stream)
 	if err != nil {
-		return nil, nil, fmt.Errorf("cannot take the snapshot of entry %d: %w", d.Index, err)
+		return nil, nil, err
 	}
-	s.metrics.SnapshotsReceived.Add(1)
 	s.crash("received")
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,16 +223,69 @@ func (s *snapshotStore) receive(ctx context.Context, req *raft.InstallSnapshotRe
 	}
 	s.number++
 	name := fmt.Sprintf("received snapshot %d of entry %d in term %d", s.number, d.Index, d.Term)
-	s.received[name] = &received{d, state}
+	s.received[name] = came
 	return []byte(name), func() {
 		s.mu.Lock()
 		r := s.received[name]
 		delete(s.received, name)
 		s.mu.Unlock()
 		if r != nil {
-			r.state.Discard()
+			r.discard()
 		}
 	}, nil
+}
+
+// take reads a copy of the state at d, which takes up about size bytes, from another node into a place beside the
+// live state.
+func (s *snapshotStore) take(ctx context.Context, from string, way Direction, d Durable, size int64, stream io.Reader) (*received, error) {
+	fail := func(err error) (*received, error) {
+		return nil, fmt.Errorf("cannot take the snapshot of entry %d: %w", d.Index, err)
+	}
+	if _, err := decodeConfiguration(d.Configuration); err != nil {
+		return fail(err)
+	}
+	// Once for the copy, once for what compacting it takes; the old state stays until the copy is installed.
+	if err := s.hasRoom(2 * size); err != nil {
+		return fail(err)
+	}
+	x := s.transfers.begin(from, way, d.Index, &s.metrics.SnapshotBytesReceived, s.receiving)
+	state, err := s.sm.ReceiveSnapshot(ctx, d, x.reader(&roomyReader{r: stream, room: s.hasRoom}))
+	if err != nil {
+		x.end(false)
+		return fail(err)
+	}
+	x.streamed.Store(true)
+	s.metrics.SnapshotsReceived.Add(1)
+	return &received{d, state, x}, nil
+}
+
+// hasRoom asks whether so many bytes can be stored.
+func (s *snapshotStore) hasRoom(bytes int64) error {
+	if err := s.room(bytes); err != nil {
+		s.metrics.SnapshotsRefused.Add(1)
+		return fmt.Errorf("%w: %w", ErrNoRoom, err)
+	}
+	return nil
+}
+
+// roomyReader looks for room now and then for what is to come.
+type roomyReader struct {
+	r    io.Reader
+	room func(bytes int64) error
+	left int64 // until the next look
+}
+
+// Read implements io.Reader.
+func (r *roomyReader) Read(b []byte) (int, error) {
+	if r.left <= 0 {
+		if err := r.room(2 * roomStep); err != nil {
+			return 0, err
+		}
+		r.left = roomStep
+	}
+	n, err := r.r.Read(b)
+	r.left -= int64(n)
+	return n, err
 }
 
 // install begins the installation of what a descriptor names, which is removed; nil if it is gone. It is
@@ -219,7 +306,7 @@ func (s *snapshotStore) close() {
 	s.received = make(map[string]*received)
 	s.mu.Unlock()
 	for _, r := range left {
-		r.state.Discard()
+		r.discard()
 	}
 }
 
@@ -255,6 +342,14 @@ func (s *snapshotStore) complete(generation uint64) error {
 	}
 	s.completing = true
 	return nil
+}
+
+// isCompleting tells whether raft may be busy with the end of a snapshot of this node's own: it compacts the log
+// then, and only then.
+func (s *snapshotStore) isCompleting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.completing
 }
 
 // completed says that raft has finished its snapshot, or given it up.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"kvstore/internal/failpoint"
 	"kvstore/internal/record"
 )
 
@@ -188,11 +189,11 @@ func (s *stableStore) SetUint64(key []byte, value uint64) error {
 		return s.fault.check()
 	case keyCurrentTerm:
 		if s.exists && s.durable.currentTerm == value {
-			return s.fault.check()
+			return s.fault.leave(s.fault.check())
 		}
 		next := s.durable
 		next.currentTerm = value
-		return s.writeLocked(next)
+		return s.fault.leave(s.writeLocked(next))
 	default:
 		return fmt.Errorf("BUG: vote store does not know %q", key)
 	}
@@ -218,7 +219,13 @@ func (s *stableStore) writeLocked(v vote) error {
 		return err
 	}
 	s.watch.start()
-	err := record.WriteFileAtomic(s.path, appendVote(nil, v), 0o600)
+	err := failpoint.Err(failpoint.VoteBefore)
+	if err == nil {
+		err = record.WriteFileAtomic(s.path, appendVote(nil, v), 0o600)
+	}
+	if err == nil {
+		err = failpoint.Err(failpoint.VoteAfter)
+	}
 	s.watch.stop()
 	if err != nil {
 		return s.fault.fail(fmt.Errorf("cannot write the vote file: %w", err))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ type found struct {
 	lone bool
 	// joining says that the caller knows this node as one that joined a running cluster.
 	joining bool
+	// rebuild says that the caller has emptied the state machine, see Options.Rebuild.
+	rebuild bool
 }
 
 // action is what Open does before it starts raft.
@@ -42,6 +45,7 @@ const (
 	actionBootstrap               // first start: write the first configuration
 	actionJoin                    // start with an empty log and wait for the leader
 	actionEmptyLog                // delete a log that an installed snapshot has overtaken
+	actionRebuild                 // fetch the state from another node, and decide again
 )
 
 // inspect collects what is on disk.
@@ -51,13 +55,13 @@ func (g *Group) inspect() (f found, err error) {
 	}
 	var l raft.Log
 	if f.last > 0 {
-		if err := g.logs.GetLog(f.last, &l); err != nil {
+		if err := g.logs.get(f.last, &l); err != nil {
 			return f, err
 		}
 		f.lastTerm = l.Term
 	}
 	f.logSeed = g.logs.seed
-	f.joining = g.o.Joined != nil
+	f.joining, f.rebuild = g.o.Joined != nil, g.o.Rebuild
 	f.vote, f.voteExists = g.stable.state()
 	if f.durable, f.hasDurable = g.sm.Durable(); !f.hasDurable {
 		return f, nil
@@ -69,7 +73,7 @@ func (g *Group) inspect() (f found, err error) {
 	voters := voterIDs(configuration, nil)
 	f.lone = len(voters) == 1 && voters[0] == raft.ServerID(g.o.NodeID)
 	if i := f.durable.Index; f.first <= i && i <= f.last && f.last > 0 {
-		if err := g.logs.GetLog(i, &l); err != nil {
+		if err := g.logs.get(i, &l); err != nil {
 			return f, err
 		}
 		f.termAt = l.Term
@@ -115,6 +119,8 @@ func (f found) decide(dir string) (action, error) {
 	case f.voteExists && f.vote.logSeed != f.logSeed:
 		return refuse("the vote file belongs to another log (%08x) than the one here (%08x): the log was deleted or exchanged", f.vote.logSeed, f.logSeed)
 
+	case f.rebuilds():
+		return actionRebuild, nil
 	case !f.hasDurable && f.last == 0 && (f.joining || f.vote.joined):
 		// The vote file may know a term: terms reach a new member before entries do.
 		return actionJoin, nil
@@ -159,6 +165,19 @@ func (f found) decide(dir string) (action, error) {
 	}
 }
 
+// rebuilds tells whether the state is to be fetched: it was given up on purpose, what else there was is there, and
+// the log alone can't bring it back. A log that is empty beside a vote of a first start never had an entry; one
+// that is empty on a node that joined may have been emptied for a copy of the state.
+func (f found) rebuilds() bool {
+	if !f.rebuild || f.hasDurable || !f.voteExists || f.vote.currentTerm < f.lastTerm {
+		return false
+	}
+	if f.last == 0 {
+		return f.vote.joined || f.vote.votedTerm > 0 || f.vote.currentTerm > 1
+	}
+	return f.first > 1
+}
+
 // what names the parts that are there.
 func (f found) what() string {
 	switch {
@@ -199,3 +218,23 @@ func lockDir(dir string) (*dirLock, error) {
 
 // unlock releases the directory.
 func (l *dirLock) unlock() error { return l.f.Close() }
+
+// wasMember tells whether the newest configuration that is surely committed knows this node: that of the checkpoint
+// or, while there is none, the one that the log begins with.
+func (g *Group) wasMember(f found) (bool, error) {
+	var members []Member
+	if f.hasDurable {
+		c, err := decodeConfiguration(f.durable.Configuration)
+		if err != nil {
+			return false, fmt.Errorf("%w in %q: the checkpoint at %d: %w", ErrContradiction, g.o.Dir, f.durable.Index, err)
+		}
+		members = membersOf(c)
+	} else {
+		c, _, err := g.logs.newestConfigurationIn(f.first, f.first)
+		if err != nil {
+			return false, err
+		}
+		members = c.members
+	}
+	return slices.ContainsFunc(members, func(m Member) bool { return m.ID == g.o.NodeID }), nil
+}

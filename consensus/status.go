@@ -56,6 +56,9 @@ type Status struct {
 	// Voters counts the voters of Configuration, the latest configuration, committed or not.
 	Voters        int
 	Configuration []Member
+	// Committed is the newest configuration that is known here to be committed, as of what is applied; nil while
+	// none is.
+	Committed []Member
 	// Pending is Configuration while that is not known to be committed, else nil.
 	Pending []Member
 	// Lease tells whether this node holds the read lease.
@@ -72,8 +75,10 @@ func (g *Group) Status() Status {
 		Configuration: g.members(),
 		Lease:         g.Lease(),
 	}
-	if c := g.committed.Load(); c != nil && !slices.Equal(*c, s.Configuration) {
-		s.Pending = s.Configuration
+	if c := g.committed.Load(); c != nil {
+		if s.Committed = c.members; !slices.Equal(c.members, s.Configuration) {
+			s.Pending = s.Configuration
+		}
 	}
 	switch g.raft.State() {
 	case raft.Leader:
@@ -94,6 +99,12 @@ func (g *Group) Status() Status {
 		}
 	}
 	return s
+}
+
+// committedConfiguration is a configuration as it was committed at index. Immutable.
+type committedConfiguration struct {
+	index   uint64
+	members []Member
 }
 
 // members returns the latest configuration.
@@ -128,20 +139,21 @@ func (g *Group) isVoter() bool {
 // configured notes a configuration that was committed. (Which data directories of removed members are
 // refused is for the replicated member records to say: entries are applied again after a restart, and an
 // id may have come back since.)
-func (g *Group) configured(index uint64, configuration []byte) {
-	c, err := decodeConfiguration(configuration)
+func (g *Group) configured(index uint64, encoded []byte) {
+	c, err := decodeConfiguration(encoded)
 	if err != nil {
 		panic(fmt.Sprintf("BUG: the configuration committed at %d: %v", index, err))
 	}
 	now := membersOf(c)
 	g.logs.cache.enable(len(now) > 1)
-	before := g.committed.Swap(&now)
+	before := g.committed.Swap(&committedConfiguration{index, now})
 	if before == nil {
 		return
 	}
-	for _, m := range *before {
+	for _, m := range before.members {
 		if !slices.ContainsFunc(now, func(n Member) bool { return n.ID == m.ID }) {
 			g.book.forget(raft.ServerID(m.ID))
+			g.clocks.forget(m.ID)
 		}
 	}
 }

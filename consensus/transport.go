@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/consensus/peer"
 )
 
 // errNoPeers is what every message of a lone voter ends with.
@@ -31,6 +33,10 @@ type transport interface {
 	join(j *Joined) error
 	// connections returns what is known of the other nodes, by id.
 	connections() map[string]connection
+	// others returns the other nodes that have an address.
+	others() []Peer
+	// fetch has take read the state of another node.
+	fetch(ctx context.Context, other Peer, w peer.Want, take func(context.Context, peer.Offer, io.Reader) error) error
 }
 
 // connection is what a transport knows of one other node.
@@ -38,6 +44,7 @@ type connection struct {
 	connected bool
 	refused   string // why one of the two refuses the other for good
 	refusesUs string // why the other one refuses this node for good
+	copied    bool   // refusesUs is because of other processes with copies of this data directory
 	stranger  string // why this node refuses the other one, if that is of another cluster
 }
 

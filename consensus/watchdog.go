@@ -11,8 +11,8 @@ import (
 // the watch on until the last has ended.
 type watchdog struct {
 	// Immutable.
-	what  string
-	fault *failStop
+	describe func(took, limit time.Duration) error // what a stall means
+	fault    *failStop
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -22,8 +22,15 @@ type watchdog struct {
 	timer   *time.Timer
 }
 
+// newWatchdog watches the writing of what.
 func newWatchdog(limit time.Duration, what string, fault *failStop) *watchdog {
-	w := &watchdog{limit: limit, what: what, fault: fault}
+	return newWatchdogFor(limit, fault, func(took, limit time.Duration) error {
+		return fmt.Errorf("writing the %s has taken %v, more than %v: the disk hangs", what, took, limit)
+	})
+}
+
+func newWatchdogFor(limit time.Duration, fault *failStop, describe func(took, limit time.Duration) error) *watchdog {
+	w := &watchdog{limit: limit, describe: describe, fault: fault}
 	w.timer = time.AfterFunc(limit, w.expired) // owned by the watchdog; idle between stop and start
 	w.timer.Stop()
 	return w
@@ -56,6 +63,6 @@ func (w *watchdog) expired() {
 	stalled := w.running > 0 && took >= limit
 	w.mu.Unlock()
 	if stalled && !w.fault.isClosing() {
-		w.fault.report(fmt.Errorf("writing the %s has taken %v, more than %v: the disk hangs", w.what, took.Round(time.Millisecond), limit))
+		w.fault.report(w.describe(took.Round(time.Millisecond), limit))
 	}
 }

@@ -25,7 +25,13 @@ type entry struct {
 	address     string
 	incarnation [16]byte   // zero: none is bound
 	past        [][16]byte // replaced or removed, oldest first; at most pastMax
+	// starts is the highest count of starts that a process of this incarnation was let in with. nonce names the
+	// process that was let in last; it is not in the file, 0: none since this node's own start.
+	starts, nonce uint64
 }
+
+// process is the one that was let in last.
+func (e *entry) process() process { return process{e.incarnation, e.starts, e.nonce} }
 
 // page is the book's content. Values are replaced, never changed in place.
 type page struct {
@@ -78,6 +84,7 @@ type entryJSON struct {
 	ID          string     `json:"id"`
 	Address     string     `json:"address,omitempty"`
 	Incarnation hexBytes   `json:"incarnation,omitempty"`
+	Starts      uint64     `json:"starts,omitempty"`
 	Past        []hexBytes `json:"past,omitempty"`
 }
 
@@ -123,7 +130,7 @@ func (b *book) decode(payload []byte) (page, error) {
 		p.founders = append(p.founders, Founder(f))
 	}
 	for _, e := range j.Peers {
-		n := entry{address: e.Address, past: make([][16]byte, len(e.Past))}
+		n := entry{address: e.Address, starts: e.Starts, past: make([][16]byte, len(e.Past))}
 		if err := e.Incarnation.into(n.incarnation[:]); err != nil {
 			return page{}, err
 		}
@@ -150,7 +157,7 @@ func (b *book) encode(p *page) ([]byte, error) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.entries)) {
 		e := p.entries[id]
-		out := entryJSON{ID: id, Address: e.address, Incarnation: e.incarnation[:]}
+		out := entryJSON{ID: id, Address: e.address, Incarnation: e.incarnation[:], Starts: e.starts}
 		for i := range e.past {
 			out.Past = append(out.Past, e.past[i][:])
 		}
@@ -197,6 +204,9 @@ func (e entry) replace(incarnation [16]byte) entry {
 		past := append(slices.Clone(e.past), e.incarnation)
 		e.past = past[max(0, len(past)-pastMax):]
 	}
+	if e.incarnation != incarnation {
+		e.starts, e.nonce = 0, 0
+	}
 	e.incarnation = incarnation
 	return e
 }
@@ -220,14 +230,20 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	if t.cluster == ([16]byte{}) {
 		t.cluster, t.history = b.now.cluster, b.now.history
 	}
-	t.bound, t.past = old.incarnation, old.past
+	t.bound, t.past = old.process(), old.past
 	if r := t.judge(h); r != nil {
 		return r, nil
 	}
+	if h.Purpose == PurposeFetch {
+		// A process that lacks what it had acknowledged is let in for this alone. It is judged anew when it has it.
+		return nil, nil
+	}
 	e := old.replace(h.Incarnation)
-	e.address = h.Address
+	e.address, e.nonce = h.Address, h.Nonce
+	e.starts = max(e.starts, h.Starts)
 	learn := t.cluster != [16]byte{} && t.cluster == h.Cluster && b.now.hash == [32]byte{} && h.Founders != [32]byte{}
-	if e.incarnation == old.incarnation && e.address == old.address && !learn {
+	durable := learn || e.incarnation != old.incarnation || e.address != old.address || e.starts != old.starts
+	if !durable && e.nonce == old.nonce {
 		return nil, nil
 	}
 	next := b.now.clone()
@@ -239,6 +255,10 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 		// A node that joined later knows only the cluster id, a founder that was down since the first
 		// minute knows only the founders. With both this node can talk to either.
 		next.hash = h.Founders
+	}
+	if !durable {
+		b.now = next
+		return nil, nil
 	}
 	if err := b.writeLocked(next); err != nil {
 		return refuse(codeBusy, "node %q cannot write down whom it talks to: %v", t.id, err), err

@@ -3,6 +3,7 @@ package peer
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,11 +26,14 @@ type conn struct {
 	t       *Transport
 	inbound bool
 	peer    string
-	data    [16]byte      // incarnation of the peer
+	process process       // of the peer
+	pulse   bool          // somebody always waits for the next byte: the connection's end is seen at once
 	step    time.Duration // bound of one step; 0 before the handshake and for snapshots: deadlines are the caller's
 
 	// Owned by whoever has the connection: one call at a time.
 	sent int64 // since the last byte came in
+
+	heard atomic.Int64 // when a frame came in last on a connection for pulses, Unix nanoseconds
 
 	once sync.Once
 }
@@ -93,7 +97,7 @@ func (c *conn) Close() (err error) {
 func tune(c net.Conn, userTimeout time.Duration) error {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
-		return nil // tests
+		return nil // no socket: Options.Dial and Options.Listener are not TCP
 	}
 	if err := tcp.SetNoDelay(true); err != nil {
 		return err
@@ -150,13 +154,24 @@ func (s *connections) remove(c *conn) {
 	}
 }
 
-// accepted notes that c passed its handshake. Connections with the peer's former data directory, if there
-// are any, are closed.
-func (s *connections) accepted(c *conn, peer string, data [16]byte, step time.Duration) {
+// accepted notes with which process c, whose handshake is over, is a connection.
+func (s *connections) accepted(c *conn, peer string, p process, pulse bool, step time.Duration) {
+	c.heard.Store(time.Now().UnixNano())
 	s.mu.Lock()
-	c.peer, c.data, c.step = peer, data, step
-	s.mu.Unlock()
-	s.close(func(other *conn) bool { return other.peer == peer && other.data != data }, false)
+	defer s.mu.Unlock()
+	c.peer, c.process, c.pulse, c.step = peer, p, pulse, step
+}
+
+// heard tells whether an open connection with a process has carried a pulse since a time.
+func (s *connections) heard(peer string, p process, since time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		if c.pulse && c.peer == peer && c.process.incarnation == p.incarnation && c.process.nonce == p.nonce && c.heard.Load() > since.UnixNano() {
+			return true
+		}
+	}
+	return false
 }
 
 // connected returns the peers to or from which a connection that passed its handshake is open.

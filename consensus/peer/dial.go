@@ -60,7 +60,7 @@ func (t *Transport) dialConn(ctx context.Context, id, address string, purpose Pu
 	ctx, cancel := context.WithTimeout(ctx, t.o.Timeout)
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	raw, err := t.o.Dial(ctx, address)
 	if err != nil {
 		if t.ctx.Err() != nil {
 			err = ErrClosed
@@ -93,9 +93,10 @@ func (t *Transport) greet(ctx context.Context, c *conn, id, address string, purp
 	case err != nil:
 		return fmt.Errorf("cannot shake hands with node %q at %s: %w", id, address, err)
 	case a.refusal != nil && a.refusal.final():
-		t.noteRefused(id, address, a.refusal.text)
+		t.noteRefused(id, address, a.refusal)
 		return refusedBy(id, address, a.refusal.text)
 	case a.refusal != nil:
+		t.notePassing(id, address, a.refusal)
 		return fmt.Errorf("node %q at %s can't talk to this node yet: %s", id, address, a.refusal.text)
 	}
 	r := t.admitAnswer(&a.hello, id)
@@ -109,14 +110,36 @@ func (t *Transport) greet(ctx context.Context, c *conn, id, address string, purp
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("cannot set up a connection to node %q at %s: %w", id, address, err)
 	}
+	if !t.settleIn(c, &a.hello, purpose) {
+		return fmt.Errorf("node %q at %s is another process already", id, address)
+	}
 	t.noteAccepted(id, address, true)
+	t.o.OnCard(id, a.hello.Incarnation, a.hello.Card)
+	return nil
+}
+
+// settleIn makes a connection whose handshake is over one of h's sender; false if another process of that
+// node was let in meanwhile. Connections with earlier processes are closed.
+func (t *Transport) settleIn(c *conn, h *Hello, purpose Purpose) bool {
 	step := t.o.Timeout
 	if purpose != PurposeRaft {
 		step = 0
 	}
-	t.conns.accepted(c, id, a.hello.Incarnation, step)
-	t.o.OnCard(id, a.hello.Incarnation, a.hello.Card)
-	return nil
+	p := h.process()
+	t.conns.accepted(c, h.Source, p, purpose == PurposePulse, step)
+	if purpose == PurposeFetch {
+		return true // the book is not told of it
+	}
+	// Of two processes that come at once the book names the later, and only then are the connections closed
+	// that are not with it: none with the earlier one is left, whichever is faster from here on.
+	if now := t.book.read().entries[h.Source]; now.incarnation != p.incarnation || now.nonce != p.nonce {
+		return false
+	}
+	t.conns.close(func(other *conn) bool {
+		return other.peer == h.Source && (other.process.incarnation != p.incarnation || other.process.nonce != p.nonce)
+	}, false)
+	t.lookAgain()
+	return true
 }
 
 // ask sends the first frame and waits for the second.
@@ -140,11 +163,13 @@ func (t *Transport) admitAnswer(h *Hello, id string) *refusal {
 
 // admit judges h and remembers its sender.
 func (t *Transport) admit(h *Hello) *refusal {
-	v := trust{id: t.o.NodeID, incarnation: t.o.Incarnation, group: t.o.Group, level: t.o.Level, heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), named: t.named.Load()}
+	v := trust{id: t.o.NodeID, incarnation: t.o.Incarnation, nonce: t.o.Nonce, group: t.o.Group, level: t.o.Level, heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), named: t.named.Load()}
 	if cluster, history, ok := t.o.Cluster(); ok {
 		v.cluster, v.history = cluster, history
 	}
 	v.record, v.recordRemoved, v.recordThere = t.o.Record(h.Source)
+	v.alive = func(p process) bool { return t.conns.heard(h.Source, p, time.Now().Add(-t.silence())) }
+	v.held, v.heldTerm = t.mustHold(h)
 	r, err := t.book.admit(h, v)
 	if err != nil {
 		t.log.Error("cannot bind another node to its data directory", "peer", h.Source, "error", err)
@@ -157,12 +182,15 @@ func (t *Transport) hello(purpose Purpose, to string) Hello {
 	known := t.book.read()
 	h := Hello{
 		Purpose: purpose, Group: t.o.Group, Target: to, Source: t.o.NodeID,
-		Incarnation: t.o.Incarnation, Address: string(t.o.Address),
+		Incarnation: t.o.Incarnation, Starts: t.o.Starts, Nonce: t.o.Nonce, Address: string(t.o.Address),
 		Cluster: known.cluster, History: known.history, Founders: known.certainHash(t.named.Load()),
 		Level: t.o.Level, StateLevel: t.o.StateLevel(), Heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), Card: t.o.Card,
 	}
 	if cluster, history, ok := t.o.Cluster(); ok {
 		h.Cluster, h.History = cluster, history
+	}
+	if t.o.LogEnd != nil {
+		h.LastIndex, h.LastTerm, h.LogTold = t.o.LogEnd()
 	}
 	return h
 }
@@ -178,7 +206,7 @@ func stale(err error) bool {
 	if err == nil || errors.As(err, &dial) {
 		return false
 	}
-	for _, sign := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+	for _, sign := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, sign) {
 			return true
 		}

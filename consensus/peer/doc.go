@@ -3,13 +3,17 @@
 //
 // What it does. A handshake opens each connection (hello.go), and both sides judge the other by the same
 // rules (trust.go): cluster, group, name, and the data directory that the name is bound to, so that a
-// node which lost its disk is never taken for its old self. Bindings are in the file "peers" (book.go)
-// before anybody acts on them. Found makes the founders of a cluster meet before it begins (found.go).
+// node which lost its disk is never taken for its old self. Of several processes with copies of one
+// directory one is let in, by the count of its starts, and none that lacks committed entries which an
+// earlier one had acknowledged, as far as anybody remembers (holdings.go). Bindings and counts are in the
+// file "peers" (book.go) before anybody acts on them. Found makes the founders of a cluster meet before it
+// begins (found.go).
 // What raft sends passes through send.go: acks with the time of sending, one call at a time, large
 // appends in pieces. What others send passes through one goroutine (feed.go), which keeps the promises on
 // which read leases rest: votes are held back after a restart, and a leadership transfer breaks nobody's
-// lease but its own leader's. Snapshots have connections of their own and are received beside raft
-// (install.go).
+// lease but its own leader's; commands that this node has no room for are refused. All nodes ask each other
+// for their clocks and their health several times a second (pulse.go). Snapshots have connections of their
+// own and are received beside raft (install.go).
 //
 // What it assumes. The bytes of a connection arrive in order and unchanged (TCP's checksum; TLS may be put
 // below the handshake). Others that pass the handshake run this program: their messages are bounded, but
@@ -17,8 +21,8 @@
 // path is off. Node's methods and the callbacks of Options do not block.
 //
 // Who owns what. Transport owns the listener, all connections in both directions, and the goroutines
-// listen, feed, one per handshake or incoming snapshot, and one per answer that is held back; all end in
-// Close. The library's own goroutines end with their connections. A received snapshot belongs to whoever
+// listen, feed, pulse, two per node that is asked for its pulse, one per node that asks, one per handshake or
+// incoming snapshot, and one per answer that is held back; all end in Close. The library's own goroutines end with their connections. A received snapshot belongs to whoever
 // made it in Receive: the transport calls Discard when raft did not take it.
 //
 // What it never does. It never decides who is leader or voter, never answers for raft except by a refusal

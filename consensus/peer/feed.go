@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/internal/failpoint"
 )
 
 var errUnbound = errors.New("this node is only just starting")
@@ -139,8 +141,35 @@ func (t *Transport) heed(req *raft.TimeoutNowRequest) error {
 	return nil
 }
 
-// filterAppend clamps the commit index, and holds the answer back while too much waits to be applied.
+// noRoom begins the error with which entries are refused while Options.Storing does not allow them.
+const noRoom = "this node stores no entries now"
+
+// storing asks Options.Storing.
+func (t *Transport) storing(size int64) error {
+	if err := t.o.Storing(size); err != nil {
+		return fmt.Errorf("%s: %w", noRoom, err)
+	}
+	return nil
+}
+
+// commandBytes returns the bytes of the commands among entries. The others, of raft's own, are small and few:
+// a leader needs them to lead and to change the membership, which may be what ends the want of room.
+func commandBytes(entries []*raft.Log) (size int64) {
+	for _, e := range entries {
+		if e.Type == raft.LogCommand {
+			size += int64(len(e.Data) + len(e.Extensions))
+		}
+	}
+	return size
+}
+
+// filterAppend answers a question about room, refuses what there is no room for, clamps the commit index, and holds the answer back while too much waits to be applied.
 func (t *Transport) filterAppend(rpc raft.RPC, req *raft.AppendEntriesRequest) {
+	if size, ok := asksForRoom(req); ok {
+		rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: t.header()}, t.storing(size))
+		return
+	}
+	leaderCommit := req.LeaderCommitIndex
 	// raft commits up to the smaller of this and its own last index, also where that lies behind the
 	// entries that this message has compared: a tail that an older leader left there would be committed.
 	if verified := req.PrevLogEntry + uint64(len(req.Entries)); req.LeaderCommitIndex > verified {
@@ -151,13 +180,29 @@ func (t *Transport) filterAppend(rpc raft.RPC, req *raft.AppendEntriesRequest) {
 		t.forward(rpc)
 		return
 	}
+	if req.PrevLogEntry > 0 && t.o.Covers(req.PrevLogEntry, req.PrevLogTerm) {
+		req.PrevLogEntry, req.PrevLogTerm = 0, 0 // raft compares nothing then; after the clamp, which counts on it
+	}
+	// A leader has stored what it has committed.
+	if leader := string(req.ID); leaderCommit > 0 {
+		if p, ok := t.counted(leader); ok {
+			t.noteHeld(leader, p, leaderCommit)
+		}
+	}
+	if size := commandBytes(req.Entries); size > 0 {
+		if err := t.storing(size); err != nil {
+			rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: t.header()}, err)
+			return
+		}
+	}
 	h := heldAnswer{n: n, term: req.Term, to: rpc.RespChan, standing: t.standing.Load()}
 	over := false
 	if len(req.Entries) > 0 {
 		t.waiting.note(req, n.Applied())
 		h.until, over = t.waiting.over(t.o.HoldBytes, heldAppendsMax)
 	}
-	if !over && h.standing == 0 {
+	h.stored = failpoint.Enabled && len(req.Entries) > 0
+	if !over && h.standing == 0 && !h.stored {
 		t.forward(rpc)
 		return
 	}
@@ -183,6 +228,8 @@ type heldAnswer struct {
 	// number asked for; 0: in none.
 	term     uint64
 	standing uint64
+	// stored: the answer passes a failpoint.
+	stored bool
 }
 
 var errStanding = errors.New("this node stands for election and promises nothing")
@@ -212,6 +259,11 @@ func (t *Transport) hold(h *heldAnswer) {
 				t.standing.CompareAndSwap(h.standing, 0)
 			} else {
 				answer = raft.RPCResponse{Response: &raft.AppendEntriesResponse{RPCHeader: t.header()}, Error: errStanding}
+			}
+		}
+		if h.stored && answer.Error == nil {
+			if err := failpoint.Err(failpoint.AckBefore); err != nil {
+				answer = raft.RPCResponse{Response: &raft.AppendEntriesResponse{RPCHeader: t.header()}, Error: err}
 			}
 		}
 	}

@@ -36,6 +36,10 @@ const (
 	kindAnswer
 	kindInstall
 	kindInstalled
+	kindPulse
+	kindPulsed
+	kindFetch
+	kindOffer
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

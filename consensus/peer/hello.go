@@ -17,8 +17,12 @@ const (
 	PurposeRaft Purpose = "raft"
 	// PurposeInstall carries one snapshot.
 	PurposeInstall Purpose = "install"
+	// PurposePulse carries a question about a node's clocks and state, and the answer, again and again.
+	PurposePulse Purpose = "pulse"
 	// PurposeFound ends with the handshake: founders make each other's acquaintance.
 	PurposeFound Purpose = "found"
+	// PurposeFetch carries one snapshot to a node that has lost its state and asks for another's.
+	PurposeFetch Purpose = "fetch"
 )
 
 // Hello is what one node tells another about itself: the dialling side in its first frame, the other in
@@ -34,6 +38,14 @@ type Hello struct {
 	Source string
 	// Incarnation names the source's data directory.
 	Incarnation [16]byte
+	// Starts counts the starts that the source's data directory has seen, this one included; 0 if nobody counts.
+	Starts uint64
+	// Nonce is the number that the source's process drew for itself; 0 if it drew none.
+	Nonce uint64
+	// LastIndex and LastTerm are those of the last entry that the source holds durably; zeros if it holds none.
+	LastIndex, LastTerm uint64
+	// LogTold says that LastIndex and LastTerm mean anything.
+	LogTold bool
 	// Address is the source's advertised address.
 	Address string
 	// Cluster and History are the ids of the source's cluster and history; zero while it knows none.
@@ -49,6 +61,15 @@ type Hello struct {
 	// Card is what the source's node tells about itself.
 	Card []byte
 }
+
+// process tells one process of a node from all others.
+type process struct {
+	incarnation [16]byte // its data directory
+	starts      uint64   // the count of that directory's starts; 0: nobody counts
+	nonce       uint64   // drawn by the process itself; 0: not known
+}
+
+func (h *Hello) process() process { return process{h.Incarnation, h.Starts, h.Nonce} }
 
 // answer is the second frame of a connection.
 type answer struct {
@@ -97,6 +118,11 @@ type frameJSON struct {
 	Target      string   `json:"target,omitempty"`
 	Source      string   `json:"source,omitempty"`
 	Incarnation hexBytes `json:"incarnation,omitempty"`
+	Starts      uint64   `json:"starts,omitempty"`
+	Nonce       uint64   `json:"nonce,omitempty"`
+	LastIndex   uint64   `json:"last_index,omitempty"`
+	LastTerm    uint64   `json:"last_term,omitempty"`
+	LogTold     bool     `json:"log_told,omitempty"`
 	Address     string   `json:"address,omitempty"`
 	Cluster     hexBytes `json:"cluster,omitempty"`
 	History     hexBytes `json:"history,omitempty"`
@@ -114,6 +140,7 @@ func (h *Hello) json() frameJSON {
 	return frameJSON{
 		Purpose: h.Purpose, Group: h.Group, Target: h.Target, Source: h.Source,
 		Incarnation: h.Incarnation[:], Address: h.Address,
+		Starts: h.Starts, Nonce: h.Nonce, LastIndex: h.LastIndex, LastTerm: h.LastTerm, LogTold: h.LogTold,
 		Cluster: h.Cluster[:], History: h.History[:], Founders: h.Founders[:],
 		Level: h.Level, StateLevel: h.StateLevel, HeartbeatUs: uint64(h.Heartbeat / time.Microsecond), Card: h.Card,
 	}
@@ -123,6 +150,7 @@ func (h *Hello) json() frameJSON {
 func (f *frameJSON) hello() (Hello, error) {
 	h := Hello{
 		Purpose: f.Purpose, Group: f.Group, Target: f.Target, Source: f.Source, Address: f.Address,
+		Starts: f.Starts, Nonce: f.Nonce, LastIndex: f.LastIndex, LastTerm: f.LastTerm, LogTold: f.LogTold,
 		Level: f.Level, StateLevel: f.StateLevel, Heartbeat: time.Duration(f.HeartbeatUs) * time.Microsecond, Card: f.Card,
 	}
 	err := errors.Join(

@@ -16,6 +16,7 @@ import (
 func testHello() Hello {
 	return Hello{
 		Purpose: PurposeRaft, Group: 7, Target: "node-2", Source: "node-1", Incarnation: incarnation(1),
+		Starts: 5, Nonce: 1<<64 - 1, LastIndex: 17, LastTerm: 3, LogTold: true,
 		Address: "10.0.0.1:7300", Cluster: incarnation(0xcc), History: incarnation(0xdd),
 		Founders: [32]byte{5}, Level: 3, StateLevel: 2, Heartbeat: 600 * time.Millisecond, Card: []byte(`{"version":"1"}`),
 	}

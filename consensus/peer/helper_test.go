@@ -17,8 +17,8 @@ import (
 
 // fakeNode is a Node that does as it is told.
 type fakeNode struct {
-	term, applied atomic.Uint64
-	stands        atomic.Bool
+	term, applied, commit atomic.Uint64
+	stands                atomic.Bool
 
 	mu      sync.Mutex
 	entries map[uint64]uint64
@@ -33,6 +33,7 @@ func newFakeNode(term uint64) *fakeNode {
 func (n *fakeNode) CurrentTerm() uint64 { return n.term.Load() }
 func (n *fakeNode) Follows() bool       { return !n.stands.Load() }
 func (n *fakeNode) Applied() uint64     { return n.applied.Load() }
+func (n *fakeNode) CommitIndex() uint64 { return n.commit.Load() }
 func (n *fakeNode) EntryTerm(i uint64) (uint64, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -53,9 +54,11 @@ func incarnation(b byte) (out [16]byte) {
 	return out
 }
 
+func listenLocal() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+
 func newListener(t *testing.T) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listenLocal()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,8 @@ import (
 // would put it into a call with a deadline of days, and after a snapshot that was not read to its end it
 // would take the rest for messages.
 
-// installRequest is raft's request as JSON. Size is not in it: nobody knows it beforehand.
+// installRequest is raft's request as JSON. Size is about how much the state takes up, not the length of the
+// stream, which nobody knows beforehand.
 type installRequest struct {
 	ProtocolVersion    raft.ProtocolVersion `json:"protocol_version"`
 	ID                 []byte               `json:"id"`
@@ -31,6 +32,7 @@ type installRequest struct {
 	LastLogTerm        uint64               `json:"last_log_term"`
 	Configuration      []byte               `json:"configuration"`
 	ConfigurationIndex uint64               `json:"configuration_index"`
+	Size               int64                `json:"size"`
 }
 
 func newInstallRequest(r *raft.InstallSnapshotRequest) *installRequest {
@@ -38,7 +40,7 @@ func newInstallRequest(r *raft.InstallSnapshotRequest) *installRequest {
 		ProtocolVersion: r.ProtocolVersion, ID: r.ID, Addr: r.Addr,
 		SnapshotVersion: r.SnapshotVersion, Term: r.Term, Leader: r.Leader,
 		LastLogIndex: r.LastLogIndex, LastLogTerm: r.LastLogTerm,
-		Configuration: r.Configuration, ConfigurationIndex: r.ConfigurationIndex,
+		Configuration: r.Configuration, ConfigurationIndex: r.ConfigurationIndex, Size: r.Size,
 	}
 }
 
@@ -47,7 +49,7 @@ func (r *installRequest) raft() *raft.InstallSnapshotRequest {
 		RPCHeader:       raft.RPCHeader{ProtocolVersion: r.ProtocolVersion, ID: r.ID, Addr: r.Addr},
 		SnapshotVersion: r.SnapshotVersion, Term: r.Term, Leader: r.Leader,
 		LastLogIndex: r.LastLogIndex, LastLogTerm: r.LastLogTerm,
-		Configuration: r.Configuration, ConfigurationIndex: r.ConfigurationIndex,
+		Configuration: r.Configuration, ConfigurationIndex: r.ConfigurationIndex, Size: max(r.Size, 0),
 	}
 }
 
@@ -64,7 +66,8 @@ var (
 	errStalled  = errors.New("the snapshot's stream stalled")
 )
 
-// InstallSnapshot implements raft.Transport. data delimits itself; args.Size is not used.
+// InstallSnapshot implements raft.Transport. data delimits itself; args.Size tells the receiver about how much
+// the state takes up.
 func (t *Transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	*resp = raft.InstallSnapshotResponse{}
 	c, err := t.dial(t.ctx, string(id), string(to), PurposeInstall, true)
@@ -108,33 +111,14 @@ func (t *Transport) sendSnapshot(c *conn, args *raft.InstallSnapshotRequest, dat
 	if len(frame) > frameHeader+installRequestBytesMax {
 		return installAnswer{}, fmt.Errorf("BUG: request of %d bytes", len(frame))
 	}
-	write := func(b []byte) error {
-		if err := c.SetWriteDeadline(time.Now().Add(t.o.StallTimeout)); err != nil {
-			return err
-		}
-		_, err := c.Write(b)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("%w: the receiver took nothing for %v", errStalled, t.o.StallTimeout)
-		}
-		return err
-	}
-	broken := write(frame)
-	buf := make([]byte, connChunk)
-	for ended := false; !ended && broken == nil; {
-		select {
-		case in := <-got:
+	broken := t.writeStep(c, frame)
+	if broken == nil {
+		var in installed
+		var answered bool
+		if in, answered, broken, err = t.pour(c, data, got); answered {
 			return in.answer, in.err
-		default:
-		}
-		n, err := data.Read(buf)
-		if n > 0 {
-			broken = write(buf[:n])
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			ended = true
-		case err != nil:
-			return installAnswer{}, fmt.Errorf("cannot read it: %w", err)
+		} else if err != nil {
+			return installAnswer{}, err
 		}
 	}
 	wait := t.o.InstallTimeout
@@ -157,6 +141,46 @@ func (t *Transport) sendSnapshot(c *conn, args *raft.InstallSnapshotRequest, dat
 		return installAnswer{}, fmt.Errorf("it was not installed within %v", wait)
 	case <-t.ctx.Done():
 		return installAnswer{}, ErrClosed
+	}
+}
+
+// writeStep writes b, which must be taken within StallTimeout.
+func (t *Transport) writeStep(c *conn, b []byte) error {
+	if err := c.SetWriteDeadline(time.Now().Add(t.o.StallTimeout)); err != nil {
+		return err
+	}
+	_, err := c.Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: the receiver took nothing for %v", errStalled, t.o.StallTimeout)
+	}
+	return err
+}
+
+// pour writes data to c, at no more than the rate, until its end, until an answer comes, until the connection
+// is broken, or until data can't be read (err).
+func (t *Transport) pour(c *conn, data io.Reader, got <-chan installed) (in installed, answered bool, broken, err error) {
+	buf := make([]byte, t.sending.piece())
+	for {
+		select {
+		case in := <-got:
+			return in, true, nil, nil
+		default:
+		}
+		n, err := data.Read(buf)
+		if n > 0 {
+			if err := t.sending.take(t.ctx, n); err != nil {
+				return in, false, ErrClosed, nil
+			}
+			if broken := t.writeStep(c, buf[:n]); broken != nil {
+				return in, false, broken, nil
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return in, false, nil, nil
+		case err != nil:
+			return in, false, nil, fmt.Errorf("cannot read it: %w", err)
+		}
 	}
 }
 
@@ -223,7 +247,12 @@ func (t *Transport) takeSnapshot(c *conn, from string) (installAnswer, error) {
 
 	ctx, cancel := context.WithCancel(t.ctx)
 	defer cancel()
-	s := &snapshotStream{c: c, n: n, term: req.Term, stall: t.o.StallTimeout}
+	s := &snapshotStream{t: t, c: c, current: func() error {
+		if n.CurrentTerm() > req.Term {
+			return errStale
+		}
+		return nil
+	}}
 	r := bufio.NewReaderSize(s, connChunk)
 	p, err := t.o.Receive(ctx, req, r)
 	if err != nil {
@@ -318,26 +347,29 @@ func (t *Transport) finish(job *installJob) {
 	}
 }
 
-// snapshotStream is a snapshot as it arrives: it ends when nothing comes any more, and when this node
-// learns of a newer leader, which may want to send a snapshot of its own.
+// snapshotStream is a snapshot as it arrives, at no more than the rate: it ends when nothing comes any more, and
+// when nobody wants it any more, as when this node learns of a newer leader, which may want to send one of its own.
 type snapshotStream struct {
-	c     *conn
-	n     Node
-	term  uint64
-	stall time.Duration
+	t       *Transport
+	c       *conn
+	current func() error
 }
 
 // Read implements io.Reader.
 func (s *snapshotStream) Read(b []byte) (int, error) {
-	if s.n.CurrentTerm() > s.term {
-		return 0, errStale
-	}
-	if err := s.c.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
+	if err := s.current(); err != nil {
 		return 0, err
 	}
-	n, err := s.c.Read(b)
+	stall := s.t.o.StallTimeout
+	if err := s.c.SetReadDeadline(time.Now().Add(stall)); err != nil {
+		return 0, err
+	}
+	n, err := s.c.Read(b[:min(len(b), s.t.receiving.piece())])
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w: nothing came for %v", errStalled, s.stall)
+		err = fmt.Errorf("%w: nothing came for %v", errStalled, stall)
+	}
+	if s.t.receiving.take(s.t.ctx, n) != nil {
+		err = ErrClosed
 	}
 	return n, err
 }

@@ -33,19 +33,34 @@ const (
 	// backlogMax bounds the appends that are counted one by one.
 	backlogMax = 16 << 10
 
+	// vitalsBytesMax bounds what a node tells about itself with each pulse, heldMax of how many others it tells;
+	// pulseBytesMax is a question with so many of the longest names.
+	vitalsBytesMax = 4 << 10
+	heldMax        = 32
+	pulseBytesMax  = 16 << 10
+
 	descriptorBytesMax = 1 << 20
 	// installRequestBytesMax bounds the frame before a snapshot's stream: a configuration of 64 members
 	// is below 32 KiB.
 	installRequestBytesMax = 256 << 10
 )
 
+// offerTimeout bounds the wait for the state that another node fetches to be opened: it may have to become durable
+// first, and a leader may have to ask whether it still leads.
+const offerTimeout = 20 * time.Second
+
 // Pauses.
 const (
 	// refusedPause is how long a node that refused for good is not dialled again.
 	refusedPause = time.Second
+	// rejectedShown is how long the refusal of a process is told while another one of that name is connected.
+	rejectedShown = time.Minute
 	// Between two log lines about the same thing.
 	refusalLogEvery = 10 * time.Second
 	foundLogEvery   = 5 * time.Second
+
+	// pulsePauseMax is the longest pause between attempts to reach a node with pulses.
+	pulsePauseMax = time.Second
 
 	foundPauseMin  = 20 * time.Millisecond
 	foundPauseMax  = 500 * time.Millisecond

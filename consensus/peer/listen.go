@@ -115,6 +115,10 @@ func (t *Transport) welcome(c *conn) {
 		}
 	case h.Purpose == PurposeInstall:
 		t.serveInstall(c, h.Source)
+	case h.Purpose == PurposePulse:
+		t.answerPulses(c, h.Source)
+	case h.Purpose == PurposeFetch:
+		t.serveFetch(c, h.Source)
 	default:
 		closeQuietly(t, c)
 	}
@@ -134,12 +138,12 @@ func (t *Transport) meet(c *conn) (h Hello, ok bool) {
 	case err != nil:
 		t.log.Debug("not a connection of another node", "from", c.RemoteAddr(), "error", err)
 		return h, false
-	case h.Purpose != PurposeRaft && h.Purpose != PurposeInstall && h.Purpose != PurposeFound:
+	case !known(h.Purpose):
 		refused = refuse(codeMalformed, "node %q knows no connection for %.40q: upgrade its program", t.o.NodeID, h.Purpose)
 	default:
 		refused = t.admit(&h)
 	}
-	if refused != nil && refused.final() && h.Source != "" {
+	if refused != nil && (refused.final() || refused.copied()) && h.Source != "" {
 		t.noteRejected(h.Source, h.Address, refused, false)
 	}
 	frame, err := appendAnswer(nil, &answer{hello: t.hello(h.Purpose, h.Source), refusal: refused})
@@ -156,14 +160,21 @@ func (t *Transport) meet(c *conn) (h Hello, ok bool) {
 		t.log.Debug("cannot answer a handshake", "from", c.RemoteAddr(), "error", err)
 		return h, false
 	}
-	t.noteAccepted(h.Source, h.Address, false)
-	step := t.o.Timeout
-	if h.Purpose != PurposeRaft {
-		step = 0
+	if !t.settleIn(c, &h, h.Purpose) {
+		return h, false
 	}
-	t.conns.accepted(c, h.Source, h.Incarnation, step)
+	t.noteAccepted(h.Source, h.Address, false)
 	t.o.OnCard(h.Source, h.Incarnation, h.Card)
 	return h, true
+}
+
+// known tells whether this program knows connections for p.
+func known(p Purpose) bool {
+	switch p {
+	case PurposeRaft, PurposeInstall, PurposeFound, PurposePulse, PurposeFetch:
+		return true
+	}
+	return false
 }
 
 // pause waits for d; false if ctx ended first.

@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +39,8 @@ type Node interface {
 	Follows() bool
 	// Applied returns the index of the last entry that the state machine has applied (not: queued).
 	Applied() uint64
+	// CommitIndex returns raft's commit index: entries up to it are committed, and stored here.
+	CommitIndex() uint64
 	// EntryTerm returns the term of the entry at index in this node's log; false if it is not there.
 	EntryTerm(index uint64) (term uint64, ok bool)
 }
@@ -83,6 +87,9 @@ type Status struct {
 	Refused string
 	// RefusedAt is when that was; zero if Refused is empty.
 	RefusedAt time.Time
+	// Copied tells that Refused is of this process, because others ran or run with copies of its data directory:
+	// it also holds for a process that was accepted before.
+	Copied bool
 	// Rejected is the reason for which this node last refused that one (its call, or what answers at its
 	// address), until it is accepted.
 	Rejected string
@@ -112,6 +119,16 @@ type Options struct {
 	NodeID string
 	// Incarnation names this node's data directory. Required (not zero).
 	Incarnation [16]byte
+	// Starts counts the starts that this data directory has seen, this one included. It must be durable before
+	// New is called. By it the others know this process from one with a copy of the directory. 0: nobody
+	// counts, and there is no such protection.
+	Starts uint64
+	// Nonce names this process; 0: one is drawn.
+	Nonce uint64
+	// LogEnd returns index and term of the last entry that this node holds durably, in its log or below a
+	// checkpoint; false if it can't tell. It is called for every handshake. Optional; where it does not tell, a
+	// node that lost entries is let in.
+	LogEnd func() (index, term uint64, ok bool)
 	// Group is the raft group that this transport serves; peers of another are refused.
 	Group uint32
 	// Dir holds the file "peers". It must exist. Required.
@@ -120,6 +137,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Clock stamps acks. Default clock.System.
 	Clock clock.Clock
+	// Dial connects to another node's Address; what it returns is closed by the transport, and its deadlines
+	// must work. Default: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// HeartbeatTimeout is raft's. Default 600 ms. The kernel gives a connection up when sent bytes are
 	// not acknowledged for three times this, but at least 2 and at most 10 s.
@@ -127,12 +147,19 @@ type Options struct {
 	// Timeout bounds a connection attempt with its handshake, each step of a call, and the wait for an
 	// answer (longer by a second per 8 MiB sent). Default 3 s, at least 10 ms.
 	Timeout time.Duration
+	// PulseInterval is the time between two pulses to each other node. Default half of HeartbeatTimeout, but
+	// at least 100 ms and at most 1 s: two rates of a clock are not told apart any better by more of them. A
+	// process that was silent for three of them, or three times HeartbeatTimeout, is taken for gone.
+	PulseInterval time.Duration
 	// StallTimeout is how long a snapshot's stream may go without a byte, in either direction. Default
 	// 10 s.
 	StallTimeout time.Duration
 	// InstallTimeout is how long the sender of a snapshot waits for the other node to install what it
 	// has received. Default 10 min.
 	InstallTimeout time.Duration
+	// SnapshotRateBytes bounds what all snapshots that are sent, and what all that are received, take of the
+	// network, in bytes a second. Default 64 MiB; at least 64 KiB; negative: no bound.
+	SnapshotRateBytes int64
 	// HoldBytes is how many bytes of committed entries may wait to be applied here before answers to
 	// appends are held back, for at most half of Timeout each. Default 64 MiB.
 	HoldBytes int64
@@ -154,6 +181,17 @@ type Options struct {
 	// OnCard receives the card of a peer after each handshake that both sides could accept. Optional.
 	OnCard func(id string, incarnation [16]byte, card []byte)
 
+	// Vitals returns what the answer to a pulse tells about this node, uninterpreted, at most 4 KiB (more is
+	// not sent). Optional.
+	Vitals func() []byte
+	// OnPulse receives the answers of the others, each node's on a goroutine of its own; it must not block.
+	// Optional.
+	OnPulse func(Pulse)
+	// Storing keeps commands of another node, size > 0 bytes, from being stored here by returning an error.
+	// Heartbeats and raft's own small entries pass. It is asked for each message with commands, and once
+	// more beforehand if it refused the last. Optional.
+	Storing func(size int64) error
+
 	// OnAck receives acks, on raft's replication goroutines; it must not block. Optional.
 	OnAck func(Ack)
 	// OnTimeoutNow is called before a TimeoutNow is sent: it revokes the read lease of the current term,
@@ -162,6 +200,10 @@ type Options struct {
 	// MayCampaign keeps this node from standing for election while it returns an error: it asks for no
 	// votes and obeys no TimeoutNow. Optional.
 	MayCampaign func() error
+	// Covers tells whether index and term are those of the last entry that this node's snapshot covers, while its
+	// log is empty: what follows that entry then needs no other comparison. raft's own goes by what it remembers
+	// of the log before the snapshot (hashicorp/raft #697). Optional.
+	Covers func(index, term uint64) bool
 	// HoldVotes is how long (pre-)votes are refused after New. A node that has just restarted does not
 	// remember which leader it had promised to wait for. 0 only for a group founded just now.
 	HoldVotes time.Duration
@@ -169,14 +211,19 @@ type Options struct {
 	// It may take long; it runs beside everything else, one at a time. It must end soon after ctx does
 	// (the stream then fails as well). Absent: snapshots are refused.
 	Receive func(ctx context.Context, req *raft.InstallSnapshotRequest, stream io.Reader) (Prepared, error)
+	// Offer opens this node's newest durable state for a node that has lost its own (Fetch); one at a time. The
+	// stream delimits itself. Absent: nothing is offered.
+	Offer func(ctx context.Context, w Want) (Offer, io.ReadCloser, error)
 }
 
 // withDefaults returns o with every unset field at its default.
 func (o Options) withDefaults() Options {
 	setDefault(&o.HeartbeatTimeout, 600*time.Millisecond)
 	setDefault(&o.Timeout, 3*time.Second)
+	setDefault(&o.PulseInterval, min(max(o.HeartbeatTimeout/2, 100*time.Millisecond), time.Second))
 	setDefault(&o.StallTimeout, 10*time.Second)
 	setDefault(&o.InstallTimeout, 10*time.Minute)
+	setDefault(&o.SnapshotRateBytes, 64<<20)
 	setDefault(&o.HoldBytes, 64<<20)
 	setDefault(&o.AppendBytes, 16<<20)
 	if o.Logger == nil {
@@ -185,6 +232,11 @@ func (o Options) withDefaults() Options {
 	o.Logger = o.Logger.With("package", "peer", "group", o.Group)
 	if o.Clock == nil {
 		o.Clock = clock.System{}
+	}
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
 	}
 	if o.Cluster == nil {
 		o.Cluster = func() (cluster, history [16]byte, ok bool) { return }
@@ -198,6 +250,20 @@ func (o Options) withDefaults() Options {
 	if o.OnCard == nil {
 		o.OnCard = func(string, [16]byte, []byte) {}
 	}
+	for o.Nonce == 0 {
+		var b [8]byte
+		rand.Read(b[:]) // never fails: it ends the process if the system has no randomness
+		o.Nonce = binary.LittleEndian.Uint64(b[:])
+	}
+	if o.Vitals == nil {
+		o.Vitals = func() []byte { return nil }
+	}
+	if o.OnPulse == nil {
+		o.OnPulse = func(Pulse) {}
+	}
+	if o.Storing == nil {
+		o.Storing = func(int64) error { return nil }
+	}
 	if o.OnAck == nil {
 		o.OnAck = func(Ack) {}
 	}
@@ -207,9 +273,17 @@ func (o Options) withDefaults() Options {
 	if o.MayCampaign == nil {
 		o.MayCampaign = func() error { return nil }
 	}
+	if o.Covers == nil {
+		o.Covers = func(uint64, uint64) bool { return false }
+	}
 	if o.Receive == nil {
 		o.Receive = func(context.Context, *raft.InstallSnapshotRequest, io.Reader) (Prepared, error) {
 			return Prepared{}, errors.New("this node takes no snapshots")
+		}
+	}
+	if o.Offer == nil {
+		o.Offer = func(context.Context, Want) (Offer, io.ReadCloser, error) {
+			return Offer{}, nil, errors.New("this node offers no snapshots")
 		}
 	}
 	return o
@@ -238,8 +312,10 @@ func (o Options) validate() error {
 	fault(len(o.Card) > cardBytesMax, "Card of %d bytes is larger than %d", len(o.Card), cardBytesMax)
 	fault(o.HeartbeatTimeout < 10*time.Millisecond, "HeartbeatTimeout %v is below 10ms", o.HeartbeatTimeout)
 	fault(o.Timeout < 10*time.Millisecond, "Timeout %v is below 10ms", o.Timeout)
+	fault(o.PulseInterval < 10*time.Millisecond || o.PulseInterval > 10*time.Second, "PulseInterval %v is outside 10ms to 10s", o.PulseInterval)
 	fault(o.StallTimeout < 10*time.Millisecond, "StallTimeout %v is below 10ms", o.StallTimeout)
 	fault(o.InstallTimeout < 10*time.Millisecond, "InstallTimeout %v is below 10ms", o.InstallTimeout)
+	fault(o.SnapshotRateBytes >= 0 && o.SnapshotRateBytes < 64<<10, "SnapshotRateBytes %d is below 64 KiB", o.SnapshotRateBytes)
 	fault(o.HoldVotes < 0, "HoldVotes %v is negative", o.HoldVotes)
 	fault(o.HoldBytes < 0, "HoldBytes %d is negative", o.HoldBytes)
 	fault(o.AppendBytes < 0, "AppendBytes %d is negative", o.AppendBytes)

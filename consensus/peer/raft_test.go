@@ -103,6 +103,7 @@ func (m *member) Applied() uint64 {
 	defer m.fsm.mu.Unlock()
 	return m.fsm.applied
 }
+func (m *member) CommitIndex() uint64 { return m.raft.CommitIndex() }
 func (m *member) EntryTerm(i uint64) (uint64, bool) {
 	var l raft.Log
 	err := m.log.GetLog(i, &l)
@@ -169,12 +170,16 @@ func cluster(t *testing.T, n int, change func(i int, o *Options)) []*member {
 	all, list := foundersOptions(t, n)
 	var members []*member
 	var waits []<-chan error
-	for i, o := range all {
+	for i := range all {
+		o := &all[i]
 		o.HeartbeatTimeout = 200 * time.Millisecond
 		o.Receive = receiveList
 		if change != nil {
-			change(i, &o)
+			change(i, o)
 		}
+		list[i].Address = string(o.Address)
+	}
+	for _, o := range all {
 		tr, done := found(t, o, list)
 		o.HoldVotes = 200 * time.Millisecond // from the first restart on
 		members = append(members, &member{t: t, o: o, tr: tr, fsm: &listFSM{}, log: &flakyLog{InmemStore: raft.NewInmemStore()}, snaps: raft.NewInmemSnapshotStore()})
@@ -335,6 +340,73 @@ func TestRaft_FollowerBeyondTheLog_ComesBackBySnapshot(t *testing.T) {
 	defer lost.fsm.mu.Unlock()
 	if lost.fsm.restored == 0 {
 		t.Error("it came back without the snapshot")
+	}
+}
+
+// Goal: a node that was taken out of the configuration, does not know it, and asks for votes for ever in ever
+// higher terms, also as if a leader had ordered it to, neither unseats the leader nor moves its term; from the
+// moment that it is forgotten as well, it does not get through at all.
+func TestRaft_RemovedNodeCampaignsForEver_NobodyMoves(t *testing.T) {
+	members := cluster(t, 3, nil)
+	write(t, members, "a")
+	agreeOn(t, members, "a")
+	leader := leaderOf(t, members)
+	stay := others(members, others(members, leader)[0])
+	removed := others(members, leader)[0]
+	if err := leader.raft.RemoveServer(raft.ServerID(removed.o.NodeID), 0, time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, stay, "b") // both know the new configuration
+	agreeOn(t, stay, "b")
+	term := leader.raft.CurrentTerm()
+	campaign := func(i int) (answered, refused int) {
+		for _, m := range stay {
+			pre := &raft.RequestPreVoteRequest{RPCHeader: removed.tr.header(), Term: term + uint64(i), LastLogIndex: 1 << 40, LastLogTerm: term + uint64(i)}
+			var granted raft.RequestPreVoteResponse
+			if err := removed.tr.RequestPreVote(raft.ServerID(m.o.NodeID), m.o.Address, pre, &granted); err == nil && granted.Granted {
+				t.Errorf("%s grants a pre-vote", m.o.NodeID)
+			}
+			for _, ordered := range []bool{false, true} {
+				req := &raft.RequestVoteRequest{RPCHeader: removed.tr.header(), Term: term + uint64(i), LastLogIndex: 1 << 40, LastLogTerm: term + uint64(i), LeadershipTransfer: ordered}
+				removed.tr.ordered.Store(req.Term - 1) // so that its own side lets the claim through
+				var resp raft.RequestVoteResponse
+				err := removed.tr.RequestVote(raft.ServerID(m.o.NodeID), m.o.Address, req, &resp)
+				switch {
+				case errors.Is(err, ErrRefused):
+					refused++
+				case err == nil && resp.Granted:
+					t.Errorf("%s grants a vote", m.o.NodeID)
+				case err == nil:
+					answered++
+				}
+			}
+		}
+		return answered, refused
+	}
+	for i := 1; i <= 100; i++ {
+		if answered, _ := campaign(i); answered != 2*len(stay) {
+			t.Fatalf("%d answers to %d requests", answered, 2*len(stay))
+		}
+		if i%20 == 0 {
+			if err := leader.raft.Apply([]byte(fmt.Sprint("c", i)), time.Second).Error(); err != nil {
+				t.Fatalf("after %d campaigns: %v", i, err)
+			}
+		}
+	}
+	for _, m := range stay {
+		if got := m.raft.CurrentTerm(); got != term {
+			t.Errorf("%s is in term %d, was in %d", m.o.NodeID, got, term)
+		}
+		if err := m.tr.Forget(removed.o.NodeID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it is refused everywhere", func() bool {
+		_, refused := campaign(200)
+		return refused == 2*len(stay)
+	})
+	if err := leader.raft.Apply([]byte("d"), time.Second).Error(); err != nil || leader.raft.CurrentTerm() != term {
+		t.Errorf("in the end: %v, term %d, was %d", err, leader.raft.CurrentTerm(), term)
 	}
 }
 

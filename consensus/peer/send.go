@@ -68,6 +68,12 @@ func (t *Transport) pieceLen(entries []*raft.Log) int {
 }
 
 func (t *Transport) appendPiece(id raft.ServerID, to raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	size := commandBytes(args.Entries)
+	if size > 0 && t.isFull(id) {
+		if err := t.askForRoom(id, to, size); err != nil {
+			return err
+		}
+	}
 	var sentAt int64
 	err := t.call(func() error {
 		// The library's heartbeat loop reuses one response, and msgpack leaves absent fields as they were.
@@ -76,6 +82,9 @@ func (t *Transport) appendPiece(id raft.ServerID, to raft.ServerAddress, args *r
 		return t.inner.AppendEntries(id, target(id, to), args, resp)
 	})
 	if err != nil {
+		if size > 0 && strings.HasPrefix(err.Error(), noRoom) {
+			t.setFull(id, true)
+		}
 		return err
 	}
 	if resp.Success && resp.Term == args.Term {
@@ -83,9 +92,58 @@ func (t *Transport) appendPiece(id raft.ServerID, to raft.ServerAddress, args *r
 		if n := len(args.Entries); n > 0 {
 			ack.Match = args.Entries[n-1].Index
 		}
+		t.noteAck(&ack)
 		t.o.OnAck(ack)
 	}
 	return nil
+}
+
+// A node that has no room refuses entries (Options.Storing). Before it is sent some again it is asked whether
+// it would take them: the caller tries many times a second, and they may be megabytes. The question is an
+// AppendEntries of term 0 with a mark behind the address; feed answers it, and raft never sees it.
+
+const roomMark = stampSeparator + "room?"
+
+// asksForRoom tells whether a request is that question, and for how many bytes.
+func asksForRoom(req *raft.AppendEntriesRequest) (size int64, ok bool) {
+	if req.Term != 0 || len(req.Entries) != 0 {
+		return 0, false
+	}
+	_, after, ok := strings.Cut(string(req.Addr), roomMark)
+	if !ok {
+		return 0, false
+	}
+	size, err := strconv.ParseInt(after, 10, 64)
+	return size, err == nil
+}
+
+// askForRoom returns an error unless the node would store entries of size bytes.
+func (t *Transport) askForRoom(id raft.ServerID, to raft.ServerAddress, size int64) error {
+	h := t.header()
+	h.Addr = strconv.AppendInt(append(h.Addr, roomMark...), size, 10)
+	err := t.call(func() error {
+		var resp raft.AppendEntriesResponse
+		return t.inner.AppendEntries(id, target(id, to), &raft.AppendEntriesRequest{RPCHeader: h}, &resp)
+	})
+	if err == nil {
+		t.setFull(id, false)
+	}
+	return err
+}
+
+func (t *Transport) isFull(id raft.ServerID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.contacts[string(id)]
+	return c != nil && c.full
+}
+
+func (t *Transport) setFull(id raft.ServerID, full bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.contactLocked(string(id)); c != nil {
+		c.full = full
+	}
 }
 
 // RequestVote implements raft.Transport. A candidate claims to stand in the leader's stead only in the

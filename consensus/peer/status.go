@@ -11,11 +11,14 @@ type contact struct {
 	address    string
 	refused    string
 	refusedAt  time.Time
+	copied     bool // the refusal is of this process, because of others with copies of its data directory
 	rejected   string
 	rejectedAt time.Time
 	stranger   bool // it was refused because it is of another cluster
 	// pause: until then a call fails with the kept refusal, without dialling.
 	pause time.Time
+	// full: the node has refused entries because it has no room for them; see AppendEntries.
+	full bool
 	// logged is when a refusal in either direction was last logged, and loggedText which.
 	logged     time.Time
 	loggedText string
@@ -42,23 +45,42 @@ func (t *Transport) noteAccepted(id, address string, dialled bool) {
 	}
 	c.address = address
 	c.rejected, c.rejectedAt, c.stranger = "", time.Time{}, false
+	if c.refused == "" {
+		c.pause = time.Time{}
+	}
 	if dialled {
-		c.refused, c.refusedAt, c.pause = "", time.Time{}, time.Time{}
+		c.refused, c.refusedAt, c.copied, c.pause = "", time.Time{}, false, time.Time{}
 	}
 }
 
 // noteRefused keeps a definite refusal of this node by id.
-func (t *Transport) noteRefused(id, address, text string) {
+func (t *Transport) noteRefused(id, address string, r *refusal) {
+	text := r.text
 	now := time.Now()
 	t.mu.Lock()
 	log := false
 	if c := t.contactLocked(id); c != nil {
 		c.address, c.refused, c.refusedAt, c.pause = address, text, now, now.Add(refusedPause)
+		c.copied = r.copied()
 		log = c.shouldLog(text, now)
 	}
 	t.mu.Unlock()
 	if log {
 		t.log.Error("another node refuses this one", "peer", id, "address", address, "reason", text)
+	}
+}
+
+// notePassing logs a refusal of this node by id that may be over soon, if somebody ought to know of it.
+func (t *Transport) notePassing(id, address string, r *refusal) {
+	if !r.copied() {
+		return
+	}
+	t.mu.Lock()
+	c := t.contactLocked(id)
+	log := c != nil && c.shouldLog(r.text, time.Now())
+	t.mu.Unlock()
+	if log {
+		t.log.Warn("another node refuses this one for now", "peer", id, "address", address, "reason", r.text)
 	}
 }
 
@@ -107,6 +129,7 @@ func (t *Transport) paused(id, address string) error {
 func (t *Transport) Peers() []Status {
 	known := t.book.read()
 	connected := t.conns.connected()
+	now := time.Now()
 	all := map[string]Status{}
 	for _, f := range known.founders {
 		all[f.ID] = Status{Address: f.Address}
@@ -120,8 +143,10 @@ func (t *Transport) Peers() []Status {
 		if c.address != "" {
 			s.Address = c.address
 		}
-		s.Refused, s.RefusedAt, s.Rejected, s.RejectedAt = c.refused, c.refusedAt, c.rejected, c.rejectedAt
-		s.Stranger = c.stranger
+		s.Refused, s.RefusedAt, s.Copied = c.refused, c.refusedAt, c.copied
+		if !connected[id] || now.Sub(c.rejectedAt) < rejectedShown {
+			s.Rejected, s.RejectedAt, s.Stranger = c.rejected, c.rejectedAt, c.stranger
+		}
 		all[id] = s
 	}
 	t.mu.Unlock()

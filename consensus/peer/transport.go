@@ -31,9 +31,14 @@ type Transport struct {
 	installs   chan *installJob
 	ready      chan *conn    // inbound connections for the library
 	handshakes chan struct{} // one token per handshake under way
+	met        chan struct{} // a token when pulse may find a node that it does not know
 
-	conns connections
-	wg    sync.WaitGroup // listen, welcome, feed, held answers
+	// sending and receiving bound what snapshots take of the network and of this node's disk.
+	sending, receiving rate
+
+	conns    connections
+	holdings holdings
+	wg       sync.WaitGroup // listen, welcome, feed, held answers, pulses
 
 	node       atomic.Pointer[Node]
 	led        atomic.Uint64 // the last term in which this node sent AppendEntries: one that it led
@@ -41,6 +46,7 @@ type Transport struct {
 	standing   atomic.Uint64 // the number of the last TimeoutNow after which raft was not yet seen as a follower; 0: none
 	named      atomic.Bool   // SetFounders was called: the list of founders is that of this start
 	installing atomic.Bool   // a snapshot is being received or installed
+	serving    atomic.Bool   // a snapshot is being sent to a node that fetches it
 
 	// Owned by feed.
 	waiting backlog
@@ -49,6 +55,9 @@ type Transport struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	contacts map[string]*contact
+	pulsed   map[string]bool // nodes for which a goroutine sends pulses
+
+	vitalsOnce sync.Once
 
 	closeOnce sync.Once
 	closeErr  error
@@ -84,8 +93,13 @@ func New(o Options) (*Transport, error) {
 		installs:   make(chan *installJob),
 		ready:      make(chan *conn),
 		handshakes: make(chan struct{}, handshakesMax),
+		met:        make(chan struct{}, 1),
 		conns:      connections{open: map[*conn]struct{}{}},
+		holdings:   holdings{of: map[string]holding{}},
 		contacts:   map[string]*contact{},
+		pulsed:     map[string]bool{},
+		sending:    rate{perSecond: o.SnapshotRateBytes},
+		receiving:  rate{perSecond: o.SnapshotRateBytes},
 	}
 	t.inner = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:          stream{t},
@@ -94,9 +108,10 @@ func New(o Options) (*Transport, error) {
 		MaxRPCsInFlight: 1,
 		Timeout:         o.Timeout,
 	})
-	t.wg.Add(2)
+	t.wg.Add(3)
 	go t.listen() // owned by Transport; ends with Close
 	go t.feed()   // owned by Transport; ends with Close
+	go t.pulse()  // owned by Transport; ends with Close
 	return t, nil
 }
 
@@ -166,6 +181,7 @@ func (t *Transport) SetJoined(cluster, history [16]byte, peers []Bound) error {
 	if len(peers) > peersMax {
 		return fmt.Errorf("cannot join the cluster: %d members are more than %d", len(peers), peersMax)
 	}
+	defer t.lookAgain()
 	return t.book.change(func(p *page) bool {
 		p.cluster, p.history = cluster, history
 		for _, b := range peers {
@@ -205,6 +221,7 @@ func (t *Transport) Forget(id string) error {
 	t.mu.Lock()
 	delete(t.contacts, id)
 	t.mu.Unlock()
+	t.holdings.forget(id)
 	t.conns.close(func(c *conn) bool { return c.peer == id }, false)
 	return err
 }

@@ -28,12 +28,17 @@ const (
 	codeOtherData     code = "other-incarnation"
 	codeLevel         code = "level"
 	codeHeartbeat     code = "heartbeat"
+	codeOlderCopy     code = "older-copy"
+	codeCloned        code = "cloned"
+	codeForgotten     code = "forgotten"
 )
 
 // refusal says why one node will not talk to another, and how to get out of it.
 type refusal struct {
 	code code
 	text string
+	// passing tells that it may be over soon, although the code says otherwise.
+	passing bool
 	// told is what the other side said about being final; nil if the refusal is this node's own.
 	told *bool
 }
@@ -43,7 +48,13 @@ func (r *refusal) final() bool {
 	if r.told != nil {
 		return *r.told
 	}
-	return r.code != codeStarting && r.code != codeBusy
+	return !r.passing && r.code != codeStarting && r.code != codeBusy
+}
+
+// copied tells that the refusal is of one process of a node, because others ran or run with copies of its data
+// directory.
+func (r *refusal) copied() bool {
+	return r.code == codeOlderCopy || r.code == codeCloned || r.code == codeForgotten
 }
 
 func refuse(c code, format string, args ...any) *refusal {
@@ -54,6 +65,7 @@ func refuse(c code, format string, args ...any) *refusal {
 type trust struct {
 	id          string
 	incarnation [16]byte
+	nonce       uint64
 	group       uint32
 	level       uint16
 	heartbeat   time.Duration // the heartbeat timeout
@@ -67,8 +79,13 @@ type trust struct {
 	record        [16]byte   // incarnation in its member record
 	recordThere   bool       // there is a record
 	recordRemoved bool       // which says removed
-	bound         [16]byte   // incarnation in the peers file; zero: none
+	bound         process    // the last one that was let in; incarnation zero: none
 	past          [][16]byte // incarnations that the peers file knows as replaced or removed
+	// alive tells whether the process that was let in last still speaks; nil: no.
+	alive func(process) bool
+	// An earlier process of the same directory surely held committed entries up to index held, which is of term
+	// heldTerm; 0: nothing is known.
+	held, heldTerm uint64
 }
 
 // known returns the incarnation that the judged node must have; zero if any new one may come.
@@ -80,10 +97,10 @@ func (t *trust) known() [16]byte {
 	if t.recordThere && !t.recordRemoved && !slices.Contains(t.past, t.record) {
 		return t.record
 	}
-	if t.recordThere && t.bound == t.record { // removed
+	if t.recordThere && t.bound.incarnation == t.record { // removed
 		return [16]byte{}
 	}
-	return t.bound
+	return t.bound.incarnation
 }
 
 // removed tells whether the incarnation was once this node's and must never come back.
@@ -102,6 +119,8 @@ func (t *trust) judge(h *Hello) *refusal {
 		return refuse(codeWrongTarget, "this is node %q, not %q: an address in the configuration leads to the wrong node", t.id, h.Target)
 	case h.Group != t.group:
 		return refuse(codeWrongGroup, "node %q serves group %d here, not %d", t.id, t.group, h.Group)
+	case h.Source == t.id && h.Incarnation == t.incarnation && h.Nonce != t.nonce:
+		return refuse(codeCloned, "two processes run as node %q with copies of one data directory: stop one of them and delete its copy", t.id)
 	case h.Source == t.id && h.Incarnation == t.incarnation:
 		return refuse(codeSameID, "node %q reached itself: an address in the configuration leads to the wrong node", t.id)
 	case h.Source == t.id:
@@ -123,6 +142,9 @@ func (t *trust) judge(h *Hello) *refusal {
 		// removed, or is nobody's founder: it must not begin a second cluster from the same list.
 		return refuse(codeNotMember, "the cluster runs already and does not know node %q with this data directory (incarnation %s): start it with an empty data directory and --join", h.Source, short(h.Incarnation))
 	}
+	if r := t.judgeProcess(h); r != nil {
+		return r
+	}
 	if h.StateLevel > t.level {
 		return refuse(codeLevel, "node %q holds data of behaviour level %d, the program of node %q knows only up to %d: upgrade that first", h.Source, h.StateLevel, t.id, t.level)
 	}
@@ -130,6 +152,33 @@ func (t *trust) judge(h *Hello) *refusal {
 		// A leader may serve reads for as long as a majority has promised not to vote: a voter that waits for
 		// a shorter time than the leader believes would break that.
 		return refuse(codeHeartbeat, "node %q has a heartbeat timeout of %v, node %q of %v: read leases need the same on all nodes; stop them all and start them with one --heartbeat-timeout", h.Source, h.Heartbeat, t.id, t.heartbeat)
+	}
+	return nil
+}
+
+// judgeProcess tells the processes of one data directory apart: those that run with copies of it, and those
+// that lack what an earlier one had acknowledged. Majorities were counted with that.
+func (t *trust) judgeProcess(h *Hello) *refusal {
+	last := t.bound
+	if h.Starts == 0 || h.Incarnation != last.incarnation || h.Nonce == last.nonce && last.nonce != 0 {
+		return nil // nobody counts, nothing is known, or it is that very process
+	}
+	wayBack := fmt.Sprintf(`if there is no other copy, run "kvctl member remove %s" and start %s with an empty data directory and --join`, h.Source, h.Source)
+	switch {
+	case h.Starts < last.starts:
+		return refuse(codeOlderCopy, "node %q runs with an older copy of its data directory (start %d of it, node %q has met start %d): what it acknowledged since is missing there. Start it with the newest copy; %s",
+			h.Source, h.Starts, t.id, last.starts, wayBack)
+	case h.Starts == last.starts && last.nonce != 0:
+		return refuse(codeCloned, "another process ran or runs as node %q with a copy of this data directory (both call this start %d of it): stop this one and delete its copy; %s",
+			h.Source, h.Starts, wayBack)
+	case h.Starts > last.starts && t.alive != nil && t.alive(last):
+		r := refuse(codeCloned, "another process runs as node %q with a copy of this data directory (start %d of it, this one is start %d): stop one of them and delete its copy",
+			h.Source, last.starts, h.Starts)
+		r.passing = true // a process that was killed falls silent
+		return r
+	case h.Purpose != PurposeFetch && h.LogTold && (h.LastIndex < t.held || h.LastTerm < t.heldTerm):
+		return refuse(codeForgotten, "node %q held committed entries up to %d (term %d) and now holds them only up to %d (term %d): its data directory was exchanged for an older copy, or lost what it had written. Start it with the newest copy; %s",
+			h.Source, t.held, t.heldTerm, h.LastIndex, h.LastTerm, wayBack)
 	}
 	return nil
 }
