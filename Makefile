@@ -18,11 +18,15 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # -buildvcs=false: Go's own stamp fails the build where git refuses to read the repository.
 BUILD_FLAGS := -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: build run test cluster bench check race fuzz bench-compare fmt clean help
+.PHONY: build build-failpoints run test cluster bench worst crashes check race fuzz bench-compare fmt clean help
 
 build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 	@mkdir -p bin
 	$(GO) build $(BUILD_FLAGS) -o bin/ ./cmd/kvstore ./cmd/kvctl ./cmd/kvbench
+
+build-failpoints: ## the same into bin/failpoints, with named places where tests strike (internal/failpoint)
+	@mkdir -p bin/failpoints
+	$(GO) build $(BUILD_FLAGS) -tags failpoints -o bin/failpoints/ ./cmd/kvstore ./cmd/kvctl ./cmd/kvbench
 
 run: build ## build, then run one durable node: data in ./kvstore-data, loopback only
 	@exec bin/kvstore
@@ -36,6 +40,12 @@ cluster: build ## build, then run three nodes on loopback until Ctrl-C: data and
 
 bench: build ## the benchmark report of this machine
 	@perf/bench.sh
+
+worst: build ## the figures of bad days: fail-over, transfer, a stopped follower, restart with a gigabyte, overload
+	@perf/worst.sh
+
+crashes: ## the durability campaign: 200 power cuts of all nodes, 200 kills, 50 crashes in an install; goes on where it was
+	@test/crashes.sh
 
 check: ## what must hold before a commit: format, vet, staticcheck, layers, short tests
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; fi

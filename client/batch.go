@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"kvstore/wire"
 )
@@ -40,6 +41,8 @@ type BatchResult struct {
 	// without conditions have succeeded, with unknown versions; those with conditions carry
 	// ErrMaybeApplied.
 	Truncated bool
+	// Age tells how old a stale answer to BatchGet may be, as Value.Age does, the absence of keys included.
+	Age time.Duration
 }
 
 // requestBytesMax is what one request of a split batch may hold: half of the largest frame keeps a server's
@@ -108,7 +111,7 @@ func (c *Client) BatchGet(ctx context.Context, keys []string, opts ...GetOption)
 			}
 			return out, err
 		}
-		out.Revision = res.Revision
+		out.Revision, out.Age = res.Revision, max(out.Age, res.Age)
 		// Indices of what has to be asked again; they are never ahead of what was read.
 		rest := todo[:0]
 		full := 0
@@ -129,7 +132,7 @@ func (c *Client) BatchGet(ctx context.Context, keys []string, opts ...GetOption)
 			if err != nil {
 				out.Items[i].Err = err
 			} else {
-				out.Items[i].Value = &v
+				out.Items[i].Value, out.Age = &v, max(out.Age, v.age)
 			}
 			todo = todo[1:]
 		}
@@ -247,8 +250,9 @@ func (b *batch) send(ctx context.Context, payload []byte, from, to int) (BatchRe
 	cl := newCall(b.op, "", wantPayload)
 	defer cl.release()
 	b.c.steer(cl)
-	cl.head = appendGetExt(cl.head, b.opts)
-	cl.anyNode = stale(b.opts)
+	if e := cl.reads(b.opts); e != nil {
+		return BatchResult{}, e
+	}
 	cl.value, cl.owned = payload, true
 	if err := b.c.run(ctx, cl); err != nil {
 		return BatchResult{}, err
@@ -260,6 +264,12 @@ func (b *batch) send(ctx context.Context, payload []byte, from, to int) (BatchRe
 			e.kind, e.outcome = nil, outcomeMaybe
 		}
 		return BatchResult{}, e
+	}
+	res.Age = cl.age()
+	for i := range res.Items {
+		if v := res.Items[i].Value; v != nil {
+			v.age = res.Age
+		}
 	}
 	return res, nil
 }

@@ -35,15 +35,20 @@ type call struct {
 	single bool // a write outside of sessions: never sent again once it may have been executed
 	// anyNode: not for the leader alone, so an answer says nothing of who leads.
 	anyNode bool
-	want    want
-	owned   bool   // value belongs to the call, not to the caller
-	key     string // for error texts
-	head    []byte // room for ExtSession | other elements | key
-	skip    int    // sessionExtBytes while no session element is used
-	keyLen  int
-	group   uint16 // 0: the server's default
-	value   []byte // payload
-	dst     []byte // wantAppend
+	// spread: the nodes are asked in turn. leaderCan: the leader is asked what another node could not answer.
+	spread    bool
+	leaderCan bool
+	stale     bool  // the answer tells an age
+	at        *node // asked first, as long as it is connected; nil: none
+	want      want
+	owned     bool   // value belongs to the call, not to the caller
+	key       string // for error texts
+	head      []byte // room for ExtSession | other elements | key
+	skip      int    // sessionExtBytes while no session element is used
+	keyLen    int
+	group     uint16 // 0: the server's default
+	value     []byte // payload
+	dst       []byte // wantAppend
 
 	// Times of Client.now. deadline is for all attempts.
 	started  time.Duration

@@ -16,6 +16,9 @@
 //	version, err := c.Put(ctx, "greeting", []byte("hello"))
 //	value, err := c.Get(ctx, "greeting")
 //
+// Reads are linearizable and answered by the leader, unless an option says otherwise: AnyNode spreads them over the
+// nodes at the same consistency, Stale and MaxAge give up freshness, and say by how much (Value.Age).
+//
 // Writes belong to a session by default, registered with the servers at the first write: a write that is
 // sent again after a lost connection carries the same session and sequence number, and is applied once. So
 // ErrMaybeApplied is left for what time did not allow to find out: the deadline passed or the context ended

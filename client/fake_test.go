@@ -39,6 +39,9 @@ type fault struct {
 
 	// Execute; answer when hold is closed.
 	hold <-chan struct{}
+
+	// tail stands behind the elements of an answer to what was executed.
+	tail []byte
 }
 
 // fakeStore is the state that fake servers share: records, and sessions with their results.
@@ -442,6 +445,9 @@ func (c *fakeConn) request(h *wire.Header, body []byte) bool {
 		return true
 	}
 	st, replayed, ext, payload := c.s.store.exec(r, c)
+	if len(f.tail) > 0 {
+		ext = append(slices.Clone(ext), f.tail...)
+	}
 	switch {
 	case f.cutAfter:
 		c.flush()

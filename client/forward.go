@@ -33,6 +33,9 @@ type ForwarderOptions struct {
 	DialTimeout time.Duration
 	// Name tells the servers who forwards, printable ASCII of at most wire.ClientNameBytesMax bytes.
 	Name string
+	// Cluster gives the id of the cluster that the servers must belong to, once it is known; ok is false before.
+	// Default: that of the first server that says one.
+	Cluster func() (id [16]byte, ok bool)
 
 	// Changed by tests alone.
 	limits func(*options)
@@ -76,6 +79,7 @@ func NewForwarder(o ForwarderOptions) *Forwarder {
 	if o.Logger != nil {
 		co.logger = o.Logger
 	}
+	co.cluster = o.Cluster
 	if o.limits != nil {
 		o.limits(&co)
 	}
@@ -118,7 +122,7 @@ func (f *Forwarder) Do(ctx context.Context, addr string, r *wire.Request) wire.R
 	c := f.c
 	cl := newCall(r.Op, "", wantRaw)
 	defer cl.release()
-	cl.write = !r.Op.IsRead() && r.Op != wire.OpStatus && r.Op != wire.OpPing
+	cl.write = r.Op.IsWrite() || r.Op == wire.OpAdmin
 	cl.once, cl.single, cl.group = true, true, r.Group
 	cl.head = append(append(cl.head, r.Ext...), r.Key...)
 	cl.keyLen = len(r.Key)

@@ -2,14 +2,17 @@ package client
 
 import (
 	"context"
+	"encoding/binary"
+	"math"
+	"time"
 
 	"kvstore/wire"
 )
 
-// GetOption changes what a read reflects.
+// GetOption changes what a read reflects, and who may answer it.
 type GetOption struct {
 	ext wire.ExtType
-	rev Version
+	rev Version // or the consistency, or milliseconds
 }
 
 // AtLeast makes the read reflect at least revision rev, such as a version that another client told.
@@ -18,29 +21,76 @@ func AtLeast(rev Version) GetOption { return GetOption{ext: wire.ExtMinRevision,
 // AtRevision reads the past at rev, while it is kept; then the read fails with ErrCompacted.
 func AtRevision(rev Version) GetOption { return GetOption{ext: wire.ExtAtRevision, rev: rev} }
 
-// Stale reads what the asked node has, without making sure that it is the newest.
-func Stale() GetOption { return GetOption{ext: wire.ExtConsistency} }
+// AnyNode lets any node answer, and the answer is as good as the leader's (linearizable): a node that does not lead
+// asks the leader how far it must have applied. Reads are spread over the nodes; what one of them can't answer the
+// leader is asked. It can't stand beside Stale and MaxAge.
+func AnyNode() GetOption { return GetOption{ext: wire.ExtConsistency, rev: wire.ConsistencyAnyNode} }
 
-func appendGetExt(dst []byte, opts []GetOption) []byte {
-	for _, o := range opts {
-		switch o.ext {
-		case wire.ExtConsistency:
-			dst = wire.AppendExtU8(dst, o.ext, 1)
-		case wire.ExtMinRevision, wire.ExtAtRevision:
-			dst = wire.AppendExtU64(dst, o.ext, uint64(o.rev))
-		}
-	}
-	return dst
+// Stale reads what the asked node has, without making sure that it is the newest; Value.Age tells how old that may
+// be. Reads are spread over the nodes, so that one may show less than the one before it.
+func Stale() GetOption { return GetOption{ext: wire.ExtConsistency, rev: wire.ConsistencyStale} }
+
+// MaxAge is Stale with a bound, in whole milliseconds, at least one: everything that was acknowledged d before the
+// read began is in the answer. A node whose state may be older asks the leader first.
+func MaxAge(d time.Duration) GetOption {
+	return GetOption{ext: wire.ExtMaxAge, rev: Version(max(d, 0) / time.Millisecond)}
 }
 
-// stale reports whether any node may answer.
-func stale(opts []GetOption) bool {
+// AgeUnknown is the age of a stale answer of which nothing is known.
+const AgeUnknown = time.Duration(math.MaxInt64)
+
+// reads puts the options of a read into a call.
+func (cl *call) reads(opts []GetOption) *Error {
+	consistency, maxAge := Version(wire.ConsistencyLinearizable), Version(0)
 	for _, o := range opts {
-		if o.ext == wire.ExtConsistency {
-			return true
+		switch o.ext {
+		case wire.ExtMinRevision, wire.ExtAtRevision:
+			cl.head = wire.AppendExtU64(cl.head, o.ext, uint64(o.rev))
+			continue
+		case wire.ExtMaxAge:
+			if o.rev == 0 {
+				return local(cl.op, cl.key, ErrBadRequest, 0, "a max age is at least a millisecond; leave it out, and Stale too, for a read that is linearizable")
+			}
+			maxAge, o.rev = o.rev, wire.ConsistencyStale
+		}
+		if consistency != wire.ConsistencyLinearizable && consistency != o.rev {
+			return local(cl.op, cl.key, ErrBadRequest, 0, "AnyNode asks for the newest; it can't stand beside Stale or MaxAge")
+		}
+		consistency = o.rev
+	}
+	if consistency == wire.ConsistencyLinearizable {
+		return nil
+	}
+	cl.head = wire.AppendExtU8(cl.head, wire.ExtConsistency, uint8(consistency))
+	if maxAge != 0 {
+		cl.head = wire.AppendExtU64(cl.head, wire.ExtMaxAge, uint64(maxAge))
+	}
+	cl.anyNode, cl.spread = true, true
+	cl.stale = consistency == wire.ConsistencyStale
+	cl.leaderCan = !cl.stale || maxAge != 0
+	return nil
+}
+
+// age gives how old the answer may be; 0 for one that is linearizable.
+func (cl *call) age() time.Duration {
+	if !cl.stale {
+		return 0
+	}
+	for ext := cl.res.ext; len(ext) > 0; {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			break
+		}
+		ext = rest
+		if t == wire.ExtAge && len(v) == 8 {
+			us := binary.LittleEndian.Uint64(v)
+			if us >= uint64(AgeUnknown/time.Microsecond) {
+				break
+			}
+			return time.Duration(us) * time.Microsecond
 		}
 	}
-	return false
+	return AgeUnknown
 }
 
 // get encodes a read of one key.
@@ -50,8 +100,10 @@ func (c *Client) get(op wire.Opcode, key string, w want, opts []GetOption) (*cal
 	}
 	cl := newCall(op, key, w)
 	c.steer(cl)
-	cl.head = appendGetExt(cl.head, opts)
-	cl.anyNode = stale(opts)
+	if e := cl.reads(opts); e != nil {
+		cl.release()
+		return nil, e
+	}
 	cl.setKey(key)
 	return cl, nil
 }
@@ -68,6 +120,7 @@ func (c *Client) Get(ctx context.Context, key string, opts ...GetOption) (Value,
 		return Value{}, err
 	}
 	v := valueOf(&cl.res.meta, cl.res.ext, cl.res.data)
+	v.age = cl.age()
 	cl.release()
 	return v, nil
 }

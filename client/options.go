@@ -58,6 +58,7 @@ type options struct {
 	maxValue    int
 	hooks       Hooks
 	dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	cluster     func() (id [16]byte, ok bool)
 
 	// Changed by tests alone.
 	sweepEvery   time.Duration

@@ -67,6 +67,11 @@ func (c *Client) submit(ctx context.Context, cl *call) bool {
 	if cl.write && cl.sess == nil && c.o.session && !cl.single && !c.sessions.acquire(ctx, cl) {
 		return false
 	}
+	if cl.spread || cl.at != nil {
+		if cn := c.elsewhere(cl); cn != nil {
+			return c.send(ctx, cl, cn)
+		}
+	}
 	l, cn := c.route.ready()
 	if cn == nil {
 		if cn = c.route.connect(ctx, cl, l); cn == nil {
@@ -74,6 +79,30 @@ func (c *Client) submit(ctx context.Context, cl *call) bool {
 		}
 	}
 	return c.send(ctx, cl, cn)
+}
+
+// elsewhere gives the connection for a read that another node than the leader may answer; nil: there is none.
+func (c *Client) elsewhere(cl *call) *conn {
+	if cl.at != nil {
+		if cn := cl.at.pick().cn.Load(); cn != nil && !cn.gone.Load() {
+			return cn
+		}
+	}
+	if cl.spread {
+		return c.route.share()
+	}
+	return nil
+}
+
+// toLeader turns a read to the leader after another node could not answer it. It reports whether the read was not
+// there already, so that it needs no pause.
+func (cl *call) toLeader() bool {
+	was := cl.anyNode && cl.leaderCan
+	cl.at = nil
+	if was {
+		cl.anyNode, cl.spread = false, false
+	}
+	return was
 }
 
 // send hands the frame to a connection; false: nothing was sent, and cl.res says why.
@@ -132,6 +161,8 @@ func (c *Client) await(ctx context.Context, cl *call) {
 //	no answer, sent: write, in session   again, with the same session and sequence number
 //	no answer, sent: write, no session   unknown
 //	class retry                          again, after the pause that the server asks for
+//	any of these, spread read            again at once, at the leader (unless any node will do)
+//	COMPACTED, spread read               the same
 //	class unknown: read                  again
 //	class unknown: write                 as "no answer, sent"
 //	session expired, never sent before   again in a new session
@@ -149,6 +180,9 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 		}
 		if r.stop != nil || cl.once {
 			return false, 0
+		}
+		if cl.toLeader() {
+			return c.again(cl, 0)
 		}
 		if !cl.anyNode {
 			return c.seek(cl, 0)
@@ -185,6 +219,10 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 			// The server's window is not ours: begin anew rather than go on with a session in doubt.
 			c.sessions.discard(cl.sess)
 		}
+		if r.status == wire.StatusCompacted && !cl.once && cl.toLeader() {
+			// Each node keeps a past of its own.
+			return c.again(cl, 0)
+		}
 		return false, 0
 	case wire.ClassUnknown:
 		if cl.write {
@@ -197,7 +235,11 @@ func (c *Client) judge(cl *call) (again bool, pause time.Duration) {
 	if cl.once {
 		return false, 0
 	}
-	if is, moved := c.leaderless(cl); is && !cl.anyNode {
+	is, moved := c.leaderless(cl)
+	if cl.toLeader() {
+		return c.again(cl, 0)
+	}
+	if is && !cl.anyNode {
 		if moved {
 			if cl.redirects++; cl.redirects <= redirectsMax {
 				return c.fit(cl, 0)

@@ -35,6 +35,7 @@ type route struct {
 	// Guarded by mu.
 	mu      sync.Mutex
 	nodes   []*node       // in the order in which they are tried
+	turn    uint          // of share
 	term    uint64        // of the newest word about the leader
 	cluster []byte        // id of the cluster, once known
 	err     error         // of the last attempt to connect, nil after a success
@@ -145,6 +146,31 @@ func (r *route) ready() (*link, *conn) {
 		return l, cn
 	}
 	return l, nil
+}
+
+// share gives a connection for a call that any node may answer: to the connected nodes in turn. To those that are
+// not, it begins to connect. nil: there is none.
+func (r *route) share() *conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var room [nodesMax]*conn
+	ready := room[:0]
+	for _, n := range r.nodes {
+		if r.failing(n) || r.doubled(n) {
+			continue
+		}
+		l := n.pick()
+		if cn := l.cn.Load(); cn != nil && !cn.gone.Load() {
+			ready = append(ready, cn)
+		} else {
+			l.board()
+		}
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	r.turn++
+	return ready[r.turn%uint(len(ready))]
 }
 
 // connect gives the link's connection, or one to another node, making it where needed, until the call's
@@ -274,6 +300,9 @@ func (r *route) learn(n *node, ack *wire.HelloAck) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ack.ClusterID != [16]byte{} {
+		if id := r.expected(); id != nil {
+			r.cluster = id
+		}
 		if r.cluster == nil {
 			r.cluster = append([]byte(nil), ack.ClusterID[:]...)
 		} else if !bytes.Equal(r.cluster, ack.ClusterID[:]) {
@@ -320,9 +349,22 @@ func (r *route) learn(n *node, ack *wire.HelloAck) error {
 
 // clusterID gives the id that servers must have, nil while none is known.
 func (r *route) clusterID() []byte {
+	if id := r.expected(); id != nil {
+		return id
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.cluster
+}
+
+// expected gives the id that servers must have by the word of the client's owner, nil while there is none.
+func (r *route) expected() []byte {
+	if f := r.client.o.cluster; f != nil {
+		if id, ok := f(); ok {
+			return id[:]
+		}
+	}
+	return nil
 }
 
 // told keeps how the last attempt to connect ended; it was one to n.

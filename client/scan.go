@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"time"
 
 	"kvstore/wire"
 )
@@ -26,6 +27,9 @@ type ListOptions struct {
 	KeysOnly bool
 	// Reverse lists from the last key to the first.
 	Reverse bool
+	// Read are options of the reads: AtLeast, AnyNode, Stale, MaxAge. They count for the first page, whose revision
+	// the others show. List asks one node for all pages; ListPage asks the leader for those after the first.
+	Read []GetOption
 }
 
 // Entry is one record of a listing. Its slices are views over its page: keep a copy of what outlives it, or
@@ -42,12 +46,21 @@ type Page struct {
 	Cursor []byte
 	// Revision is what the page shows.
 	Revision Version
+	// Age tells how old a stale page may be, as Value.Age does.
+	Age time.Duration
+
+	node *node // that gave it
 }
 
 // ListPage gives one page: the first with an empty cursor, else the one after the page that the cursor came
 // with. The options must be the same for all pages of a listing; Limit is not counted over pages here, it
 // bounds this one. When the listing's revision is no longer kept, ErrCompacted: begin anew.
 func (c *Client) ListPage(ctx context.Context, o ListOptions, cursor []byte) (Page, error) {
+	return c.listPage(ctx, o, cursor, nil)
+}
+
+// listPage is ListPage; a page after the first is asked of at first, if that is not nil.
+func (c *Client) listPage(ctx context.Context, o ListOptions, cursor []byte, at *node) (Page, error) {
 	for _, s := range [...]string{o.Prefix, o.Start, o.End} {
 		if len(s) > wire.KeyBytesMax {
 			return Page{}, local(wire.OpScan, "", ErrTooLarge, wire.KeyBytesMax, "bound of a listing of %d bytes; at most %d", len(s), wire.KeyBytesMax)
@@ -76,6 +89,12 @@ func (c *Client) ListPage(ctx context.Context, o ListOptions, cursor []byte) (Pa
 	cl := newCall(wire.OpScan, "", wantPayload)
 	defer cl.release()
 	c.steer(cl)
+	if e := cl.reads(o.Read); e != nil {
+		return Page{}, e
+	}
+	if len(cursor) > 0 {
+		cl.spread, cl.at = false, at
+	}
 	cl.value, cl.owned = wire.AppendScanRequest(nil, &req), true
 	if err := c.run(ctx, cl); err != nil {
 		return Page{}, err
@@ -83,6 +102,10 @@ func (c *Client) ListPage(ctx context.Context, o ListOptions, cursor []byte) (Pa
 	p, err := decodePage(cl.res.data)
 	if err != nil {
 		return Page{}, &Error{Op: wire.OpScan.String(), Message: err.Error(), Attempts: cl.attempts, kind: ErrProtocol}
+	}
+	p.node, p.Age = cl.cn.link.node, cl.age()
+	for i := range p.Entries {
+		p.Entries[i].age = p.Age
 	}
 	return p, nil
 }
@@ -113,9 +136,10 @@ func decodePage(b []byte) (Page, error) {
 func (c *Client) List(ctx context.Context, o ListOptions) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		var cursor []byte
+		var at *node
 		for left := o.Limit; ; {
 			o.Limit = left
-			p, err := c.ListPage(ctx, o, cursor)
+			p, err := c.listPage(ctx, o, cursor, at)
 			if err != nil {
 				yield(Entry{}, err)
 				return
@@ -133,7 +157,7 @@ func (c *Client) List(ctx context.Context, o ListOptions) iter.Seq2[Entry, error
 			if len(p.Cursor) == 0 {
 				return
 			}
-			cursor = p.Cursor
+			cursor, at = p.Cursor, p.node
 		}
 	}
 }

@@ -62,7 +62,12 @@ type Value struct {
 	Encoding    string
 
 	ext []byte
+	age time.Duration
 }
+
+// Age tells how old the value may be: everything that was acknowledged, to anyone, so long before the read began is in
+// it. It is 0 for reads that are linearizable, and AgeUnknown, which is longer than anything, when nothing is known.
+func (v *Value) Age() time.Duration { return v.age }
 
 // Tags gives the record's tags. They are decoded at each call; nil when there are none.
 func (v *Value) Tags() map[string]string {

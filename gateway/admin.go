@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -22,6 +23,7 @@ const (
 	statusPath  = adminPath + "status"
 	membersPath = adminPath + "members"
 	leaderPath  = adminPath + "leader"
+	scrubPath   = adminPath + "scrub"
 )
 
 // adminRequest is what OpAdmin carries; its answer is passed on as it is.
@@ -34,10 +36,12 @@ type adminRequest struct {
 	GRPCAddress string `json:"grpc_address,omitempty"`
 	Incarnation string `json:"incarnation,omitempty"`
 	Version     string `json:"version,omitempty"`
+	With        string `json:"with,omitempty"`
+	Priority    *int   `json:"priority,omitempty"`
 }
 
-// fields are the members that a body may have, each a string, and where they go.
-type fields map[string]*string
+// fields are the members that a body may have and where they go: a *string, or a **int for a whole number.
+type fields map[string]any
 
 // admin serves what lies under adminPath, the status aside. It reports false for a path that is no route.
 // escaped is the path as the client wrote it.
@@ -46,6 +50,11 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request, escaped string) b
 	case escaped == leaderPath:
 		if allow(w, r, http.MethodPost) {
 			q := adminRequest{Action: "transfer"}
+			s.change(w, r, &q, fields{"node_id": &q.ID})
+		}
+	case escaped == scrubPath:
+		if allow(w, r, http.MethodPost) {
+			q := adminRequest{Action: "scrub"}
 			s.change(w, r, &q, fields{"node_id": &q.ID})
 		}
 	case escaped == membersPath:
@@ -64,9 +73,19 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request, escaped string) b
 		if allow(w, r, http.MethodDelete) {
 			s.changeMember(w, r, "remove", rest)
 		}
-	case ok && strings.HasSuffix(rest, "/promote") && strings.Count(rest, "/") == 1:
-		if allow(w, r, http.MethodPost) {
-			s.changeMember(w, r, "promote", strings.TrimSuffix(rest, "/promote"))
+	case ok:
+		member, action, _ := strings.Cut(rest, "/")
+		switch action {
+		case "promote", "demote", "replace":
+			if allow(w, r, http.MethodPost) {
+				s.changeMember(w, r, action, member)
+			}
+		case "priority":
+			if allow(w, r, http.MethodPut) {
+				s.changeMember(w, r, action, member)
+			}
+		default:
+			return false
 		}
 	default:
 		return false
@@ -108,7 +127,15 @@ func (s *Server) changeMember(w http.ResponseWriter, r *http.Request, action, es
 		}
 		s.answerAdmin(w, r, &adminRequest{Action: action, ID: id}, true)
 	default:
-		s.change(w, r, &adminRequest{Action: action, ID: id}, fields{})
+		q := adminRequest{Action: action, ID: id}
+		switch action {
+		case "replace":
+			s.change(w, r, &q, fields{"with": &q.With})
+		case "priority":
+			s.change(w, r, &q, fields{"priority": &q.Priority}, "priority")
+		default:
+			s.change(w, r, &q, fields{})
+		}
 	}
 }
 
@@ -178,7 +205,7 @@ func unsupportedMedia(w http.ResponseWriter) {
 	})
 }
 
-// decodeFields reads one JSON object of strings. encoding/json alone would match names whatever their case,
+// decodeFields reads one JSON object of strings and whole numbers. encoding/json alone would match names whatever their case,
 // let the last of equal names win, and put U+FFFD where the text is not UTF-8.
 func decodeFields(body []byte, known fields, required []string) *wire.Refusal {
 	bad := func(format string, a ...any) *wire.Refusal {
@@ -195,6 +222,7 @@ func decodeFields(body []byte, known fields, required []string) *wire.Refusal {
 		return bad("the document is not valid UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
+	d.UseNumber()
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return bad("the body is not a JSON object with %s", names)
 	}
@@ -216,14 +244,24 @@ func decodeFields(body []byte, known fields, required []string) *wire.Refusal {
 		if t, err = d.Token(); err != nil {
 			return bad("field %q is not JSON: %v", name, err)
 		}
-		v, ok := t.(string)
-		if !ok {
-			return bad("field %q is not a string", name)
+		switch to := to.(type) {
+		case *string:
+			v, ok := t.(string)
+			if !ok {
+				return bad("field %q is not a string", name)
+			}
+			if strings.ContainsRune(v, utf8.RuneError) {
+				return bad("field %q holds half a surrogate pair or a replacement character", name)
+			}
+			*to = v
+		case **int:
+			v, _ := t.(json.Number)
+			n, err := strconv.Atoi(v.String())
+			if err != nil {
+				return bad("field %q is not a whole number", name)
+			}
+			*to = &n
 		}
-		if strings.ContainsRune(v, utf8.RuneError) {
-			return bad("field %q holds half a surrogate pair or a replacement character", name)
-		}
-		*to = v
 	}
 	if _, err := d.Token(); err != nil {
 		return bad("the document is not JSON: %v", err)
@@ -232,7 +270,7 @@ func decodeFields(body []byte, known fields, required []string) *wire.Refusal {
 		return bad("there is more behind the document")
 	}
 	for _, name := range required {
-		if *known[name] == "" {
+		if text, ok := known[name].(*string); !seen[name] || ok && *text == "" {
 			return bad("field %q is missing or empty", name)
 		}
 	}

@@ -58,6 +58,11 @@ func TestAdmin_EachRoute_AsksForItsActionAndPassesTheAnswerOn(t *testing.T) {
 		"promote":          {"POST", membersPath + "/node-2/promote", "", nil, map[string]any{"action": "promote", "id": "node-2"}},
 		"promote, empty":   {"POST", membersPath + "/node-2/promote", "{}", nil, map[string]any{"action": "promote", "id": "node-2"}},
 		"promote, promote": {"POST", membersPath + "/promote/promote", "", nil, map[string]any{"action": "promote", "id": "promote"}},
+		"demote":           {"POST", membersPath + "/node-2/demote", "", nil, map[string]any{"action": "demote", "id": "node-2"}},
+		"replace":          {"POST", membersPath + "/node-2/replace", "", nil, map[string]any{"action": "replace", "id": "node-2"}},
+		"replace, with":    {"POST", membersPath + "/node-2/replace", `{"with":"node-4"}`, nil, map[string]any{"action": "replace", "id": "node-2", "with": "node-4"}},
+		"priority":         {"PUT", membersPath + "/node-2/priority", `{"priority":30}`, nil, map[string]any{"action": "priority", "id": "node-2", "priority": 30.0}},
+		"no priority":      {"PUT", membersPath + "/node-2/priority", `{"priority":0}`, nil, map[string]any{"action": "priority", "id": "node-2", "priority": 0.0}},
 		"transfer":         {"POST", leaderPath, `{"node_id":"node-2"}`, nil, map[string]any{"action": "transfer", "id": "node-2"}},
 		"transfer, any":    {"POST", leaderPath, "", nil, map[string]any{"action": "transfer"}},
 		"transfer, empty":  {"POST", leaderPath, " {} \n", nil, map[string]any{"action": "transfer"}},
@@ -124,6 +129,16 @@ func TestAdmin_HostileRequests_AreRefusedBeforeTheService(t *testing.T) {
 		"no id in the path":     {"DELETE", membersPath + "/", "", nil, 400, "BAD_REQUEST", "names no member"},
 		"no id to promote":      {"POST", membersPath + "//promote", "", nil, 400, "BAD_REQUEST", "names no member"},
 		"promote with a field":  {"POST", membersPath + "/n2/promote", `{"force":"yes"}`, nil, 400, "BAD_REQUEST", `"force"`},
+		"demote with a field":   {"POST", membersPath + "/n2/demote", `{"with":"n4"}`, nil, 400, "BAD_REQUEST", `"with"`},
+		"replace with a number": {"POST", membersPath + "/n2/replace", `{"with":4}`, nil, 400, "BAD_REQUEST", `"with" is not a string`},
+		"priority as a text":    {"PUT", membersPath + "/n2/priority", `{"priority":"high"}`, nil, 400, "BAD_REQUEST", `"priority" is not a whole number`},
+		"digits in quotes":      {"PUT", membersPath + "/n2/priority", `{"priority":"30"}`, nil, 400, "BAD_REQUEST", `"priority" is not a whole number`},
+		"half a priority":       {"PUT", membersPath + "/n2/priority", `{"priority":0.5}`, nil, 400, "BAD_REQUEST", `"priority" is not a whole number`},
+		"priority null":         {"PUT", membersPath + "/n2/priority", `{"priority":null}`, nil, 400, "BAD_REQUEST", `"priority" is not a whole number`},
+		"huge priority":         {"PUT", membersPath + "/n2/priority", `{"priority":1e999}`, nil, 400, "BAD_REQUEST", `"priority" is not a whole number`},
+		"priority twice":        {"PUT", membersPath + "/n2/priority", `{"priority":1,"priority":2}`, nil, 400, "BAD_REQUEST", `twice`},
+		"no priority given":     {"PUT", membersPath + "/n2/priority", `{}`, nil, 400, "BAD_REQUEST", `"priority" is missing`},
+		"priority, no body":     {"PUT", membersPath + "/n2/priority", "", nil, 400, "BAD_REQUEST", "not a JSON object"},
 		"transfer to a field":   {"POST", leaderPath, `{"id":"n2"}`, nil, 400, "BAD_REQUEST", `"id"`},
 		"parameter":             {"DELETE", membersPath + "/n2?force=true", "", nil, 400, "BAD_REQUEST", `"force"`},
 		"parameter of a list":   {"GET", membersPath + "?all=1", "", nil, 400, "BAD_REQUEST", `"all"`},
@@ -151,7 +166,8 @@ func TestAdmin_HostileRequests_AreRefusedBeforeTheService(t *testing.T) {
 func TestAdmin_WrongMethodsAndPaths_Are405WithAllowOr404(t *testing.T) {
 	m, s := start(t, nil)
 	for target, allowed := range map[string]string{
-		membersPath: "GET, HEAD, POST", membersPath + "/n2": "DELETE", membersPath + "/n2/promote": "POST", leaderPath: "POST", statusPath: "GET, HEAD",
+		membersPath: "GET, HEAD, POST", membersPath + "/n2": "DELETE", membersPath + "/n2/promote": "POST", leaderPath: "POST",
+		membersPath + "/n2/demote": "POST", membersPath + "/n2/replace": "POST", membersPath + "/n2/priority": "PUT", statusPath: "GET, HEAD",
 	} {
 		for _, method := range []string{"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
 			if strings.Contains(allowed, method) {
@@ -163,7 +179,7 @@ func TestAdmin_WrongMethodsAndPaths_Are405WithAllowOr404(t *testing.T) {
 			}
 		}
 	}
-	for _, target := range []string{adminPath, adminPath + "nothing", membersPath + "/n2/promote/", membersPath + "/n2/demote", membersPath + "/a/b/promote", membersPath + "x", leaderPath + "/", "/api/v1/admin"} {
+	for _, target := range []string{adminPath, adminPath + "nothing", membersPath + "/n2/promote/", membersPath + "/n2/eject", membersPath + "/a/b/promote", membersPath + "x", leaderPath + "/", "/api/v1/admin"} {
 		resp, body := send(t, s, "POST", target, `{"x":1}`)
 		if p := decode(t, body); resp.StatusCode != 404 || p.Title != "NO_ROUTE" {
 			t.Errorf("%s: %d %+v", target, resp.StatusCode, p)

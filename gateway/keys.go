@@ -170,10 +170,19 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 			switch v {
 			case "linearizable":
 			case "stale":
-				ext = wire.AppendExtU8(ext, wire.ExtConsistency, 1)
+				ext = wire.AppendExtU8(ext, wire.ExtConsistency, wire.ConsistencyStale)
 			default:
 				return bad("consistency=%q is neither linearizable nor stale", v)
 			}
+		case name == "max_age_ms" && !write:
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil || n == 0 {
+				return bad("max_age_ms=%q is not a whole number from 1 on", v)
+			}
+			if q.Get("consistency") != "stale" {
+				return bad("max_age_ms bounds the age of a stale read: it needs consistency=stale")
+			}
+			ext = wire.AppendExtU64(ext, wire.ExtMaxAge, n)
 		case name == "revision" && !write:
 			n, err := strconv.ParseUint(v, 10, 64)
 			if err != nil || n == 0 {
@@ -296,6 +305,7 @@ func answerDelete(w http.ResponseWriter, resp *wire.Response) {
 
 // answerGet writes a record: its bytes as they were stored, and all that is known of them as headers.
 func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
+	tellAge(w, resp.Ext)
 	if resp.Status != wire.StatusOK {
 		fail(w, false, resp)
 		return
@@ -358,6 +368,23 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 	// An error means that there is no connection (any more), which Write meets too.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.o.AnswerTimeout))
 	w.Write(resp.Payload) // an error means that the client is gone
+}
+
+// tellAge says how old a stale answer may be, in milliseconds, rounded up; nothing where that is not known.
+func tellAge(w http.ResponseWriter, ext []byte) {
+	for len(ext) > 0 {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			return
+		}
+		ext = rest
+		if t != wire.ExtAge || len(v) != 8 {
+			continue
+		}
+		if us := binary.LittleEndian.Uint64(v); us != wire.AgeUnknown {
+			w.Header().Set("X-KV-Age-Ms", strconv.FormatUint(us/1000+min(us%1000, 1), 10))
+		}
+	}
 }
 
 // percentEncode escapes everything that could mean something, the space as %20: "+" stands for a space in

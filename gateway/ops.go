@@ -8,6 +8,8 @@ import (
 	"net/http/pprof"
 	"slices"
 	"time"
+
+	"kvstore/internal/failpoint"
 )
 
 // Check is the state of one thing that readiness depends on.
@@ -25,7 +27,8 @@ type Operations interface {
 	WriteMetrics(w io.Writer) error
 }
 
-// NewOps builds the operator's port: /metrics, /livez, /readyz, /health and /debug/pprof.
+// NewOps builds the operator's port: /metrics, /livez, /readyz, /health and /debug/pprof, and /debug/failpoints in a
+// build that has them.
 func NewOps(o Operations) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
@@ -49,6 +52,9 @@ func NewOps(o Operations) *http.Server {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	if failpoint.Enabled {
+		mux.Handle("/debug/failpoints", failpoint.Handler())
+	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerBytesMax}
 }
 

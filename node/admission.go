@@ -37,7 +37,8 @@ func (s *Service) admitWrite(r *wire.Request) *wire.Refusal {
 	if !s.shard.leading() {
 		return s.shard.notLeading()
 	}
-	switch s.shard.guard.State() {
+	disks := s.shard.health.disks
+	switch disks.writable() {
 	case diskguard.OK:
 		return nil
 	case diskguard.Low:
@@ -45,7 +46,7 @@ func (s *Service) admitWrite(r *wire.Request) *wire.Refusal {
 			return nil
 		}
 	}
-	return &wire.Refusal{Status: wire.StatusDiskFull, RetryAfterMs: 1000}
+	return &wire.Refusal{Status: wire.StatusDiskFull, RetryAfterMs: 1000, Text: disks.fullText()}
 }
 
 // onlyDeletes reports whether r stores nothing of a user's. A session counts as nothing: it is small, there

@@ -48,7 +48,7 @@ func newBoard(s *Service) *board {
 // serve answers a STATUS by the read pool, after a round of questions to the other nodes where one is due.
 // It never blocks.
 func (b *board) serve(c wire.Completer, ns uint32, r *wire.Request, deadline int64) {
-	job := b.s.reads.add(nil, c, ns, r, deadline)
+	job := b.s.reads.add(nil, c, ns, r, deadline, 0)
 	if len(r.Payload) != 0 || len(b.s.shard.group.Status().Configuration) < 2 {
 		b.s.reads.submit(job)
 		return

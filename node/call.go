@@ -26,8 +26,13 @@ func (s *Service) Do(ctx context.Context, principal any, r *wire.Request) wire.R
 		// At least one millisecond: 0 would ask for the default.
 		r.TimeoutMs = uint32(min(max(time.Until(d).Milliseconds(), 1), wire.TimeoutMax.Milliseconds()))
 	}
+	// A read that must be linearizable is answered here, whoever leads; the leader is asked in full only if that
+	// fails.
+	r.AnyNode = r.Op.IsRead() && !r.Stale
 	a := s.attempt(ctx, principal, r)
-	if homeless(a.Status) && !r.Stale {
+	unserved := homeless(a.Status) || a.Status == wire.StatusRetryLater && r.Op.IsRead() ||
+		a.Status == wire.StatusCompacted && r.AtRevision != 0 && !s.shard.leading() // another node may keep more of the past
+	if unserved && (!r.Stale || r.MaxAgeMs != 0) {
 		return s.pursue(ctx, principal, r, a)
 	}
 	return a

@@ -134,11 +134,15 @@ type card struct {
 	GRPCAddress string `json:"grpc_address"`
 	Version     string `json:"version"`
 	Level       uint16 `json:"level"`
+	// Priority is the node's own wish to lead, 0 for none.
+	Priority uint8 `json:"priority"`
+	// Starts counts the starts of the node on its data directory: of two cards the one with more is the newer.
+	Starts uint64 `json:"starts"`
 }
 
-// encodeCard makes the card of the node that m describes.
-func encodeCard(m *wire.Member) []byte {
-	b, err := json.Marshal(card{m.RaftAddress, m.Address, m.HTTPAddress, m.GRPCAddress, m.Version, m.Level})
+// encodeCard makes the card of the node that m describes, in its starts-th start.
+func encodeCard(m *wire.Member, starts uint64) []byte {
+	b, err := json.Marshal(card{m.RaftAddress, m.Address, m.HTTPAddress, m.GRPCAddress, m.Version, m.Level, m.Priority, starts})
 	if err != nil {
 		panic("BUG: cannot encode a card: " + err.Error())
 	}
@@ -146,16 +150,16 @@ func encodeCard(m *wire.Member) []byte {
 }
 
 // decodeCard reads the card of the node id; ok is false for one that no record could be made of.
-func decodeCard(id string, incarnation [16]byte, b []byte) (m wire.Member, ok bool) {
+func decodeCard(id string, incarnation [16]byte, b []byte) (m wire.Member, starts uint64, ok bool) {
 	var c card
-	if json.Unmarshal(b, &c) != nil {
-		return m, false
+	if json.Unmarshal(b, &c) != nil || c.Priority > wire.MemberPriorityMax {
+		return m, 0, false
 	}
 	m = wire.Member{
 		ID: id, Incarnation: incarnation, RaftAddress: c.RaftAddress, Address: c.Address,
-		HTTPAddress: c.HTTPAddress, GRPCAddress: c.GRPCAddress, Version: c.Version, Level: c.Level,
+		HTTPAddress: c.HTTPAddress, GRPCAddress: c.GRPCAddress, Version: c.Version, Level: c.Level, Priority: c.Priority,
 	}
-	return m, checkMember(&m) == nil
+	return m, c.Starts, checkMember(&m) == nil
 }
 
 // checkMember reports what is wrong with a member's description as others gave it.

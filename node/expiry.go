@@ -38,7 +38,7 @@ func (x *expiry) start(s *Shard) {
 			case <-tick.C:
 			}
 			// At the last of the disk nothing is written, not even this: what is due goes when space returns.
-			for ctx.Err() == nil && s.leading() && s.guard.State() != diskguard.Critical {
+			for ctx.Err() == nil && s.leading() && s.health.disks.writable() != diskguard.Critical {
 				deadline, ok := s.engine.DueExpiry()
 				if !ok || deadline > time.Now().UnixMicro() {
 					break

@@ -93,7 +93,7 @@ func (s *Service) pursue(ctx context.Context, principal any, r *wire.Request, a 
 // again reports whether r may be tried again after an answer. A leader that is stopping hands its leadership
 // over, so that its DRAINING is worth another attempt elsewhere; a read may be repeated whatever became of it.
 func (s *Service) again(r *wire.Request, st wire.Status, forwarded bool) bool {
-	return homeless(st) || forwarded && (st == wire.StatusDraining || st == wire.StatusRetryLater && r.Op.IsRead())
+	return homeless(st) || forwarded && st == wire.StatusDraining || st == wire.StatusRetryLater && r.Op.IsRead()
 }
 
 // forward passes r on to the node at address, with what is left of its time.

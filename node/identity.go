@@ -24,10 +24,19 @@ type identity struct {
 	NodeID      string    `json:"node_id"`
 	Incarnation string    `json:"incarnation"` // 128 random bits, hex
 	CreatedAt   time.Time `json:"created_at"`
+	// Starts counts the processes that have opened the directory to take part in the cluster, the present one
+	// included. By it the other nodes notice a copy of the directory: of two the count is the same, of an older
+	// one it is lower.
+	Starts uint64 `json:"starts,omitempty"`
 	// Served is set as soon as the directory belongs to a cluster and before the node first takes part in it:
 	// from then on it may have acknowledged writes, and a directory without any state of its group has lost
 	// them. How a cluster is founded or joined is of no interest any more.
 	Served bool `json:"served"`
+	// ClusterID and HistoryID are set by a recovery: those of the cluster that goes on with this directory. They
+	// hold also where the state does not say so yet, or is lost: a node that showed the history that has ended, or
+	// none, would be let in by the nodes that were given up, and follow them.
+	ClusterID string `json:"cluster_id,omitempty"`
+	HistoryID string `json:"history_id,omitempty"`
 	// Joined is what the cluster told when it took this node in, kept until the log knows better.
 	Joined *joinedFacts `json:"joined,omitempty"`
 }
@@ -116,6 +125,13 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
 	id = identity{Format: identityFormat, NodeID: nodeID, Incarnation: hex.EncodeToString(bits[:]), CreatedAt: time.Now().UTC().Truncate(time.Second)}
 	return id, true, id.write(dir)
+}
+
+// countStart counts this start and returns the count, once it is durable. No other node may hear of this process
+// before.
+func (id *identity) countStart(dir string) (uint64, error) {
+	id.Starts++
+	return id.Starts, id.write(dir)
 }
 
 // setServed notes that the node is about to take part in its cluster.

@@ -49,6 +49,30 @@ func TestLoadIdentity_NewDirectory_GetsOneForEver(t *testing.T) {
 	}
 }
 
+func TestCountStart_EachStart_CountsOnAndIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	for want := uint64(1); want <= 3; want++ {
+		id, _, err := loadIdentity(dir, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := id.countStart(dir); got != want || err != nil {
+			t.Fatalf("start %d counts %d, %v", want, got, err)
+		}
+	}
+	id, _, err := loadIdentity(dir, "n1")
+	if err != nil || id.Starts != 3 {
+		t.Fatalf("looking at it makes %d starts of 3, %v", id.Starts, err)
+	}
+	// A count that can't be written down must not be used.
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := id.countStart(dir); err == nil {
+		t.Fatal("a start was counted without a directory")
+	}
+}
+
 func TestLoadIdentity_ForeignOrDamagedDirectory_IsRefusedWithTheWayOut(t *testing.T) {
 	dir := t.TempDir()
 	if _, _, err := loadIdentity(dir, "n1"); err != nil {

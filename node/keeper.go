@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -9,7 +10,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"kvstore/consensus"
@@ -26,21 +26,19 @@ const (
 	// keeperPauseMax bounds the pause after failures in a row, which begins with a second and doubles.
 	keeperPauseMax = 30 * time.Second
 
-	// A learner is promoted when the leader has seen it within promoteLagMax entries of its own end for
-	// promoteAfter: long enough that it keeps up with what is written and did not just come by.
+	// promoteLagMax is how many entries a node may be behind the leader and count as one that keeps up: to be given a
+	// vote, or the leadership. It is that of the autopilot.
 	promoteLagMax = 128
-	promoteAfter  = 2 * time.Second
 	// expelledAfter is how long a node goes without a leader before it asks the others whether it is still a
 	// member, and expelledInterval how often it asks then. An election is over in less.
 	expelledAfter    = 3 * time.Second
 	expelledInterval = 2 * time.Second
-	// promoteContactMax is how old a learner's last sign of life may be to count for it.
-	promoteContactMax = time.Second
 )
 
 // keeper is the loop that keeps what the cluster knows of its nodes true. On the leader it gives a new
-// cluster its identity, writes member records, finishes removals, follows changed addresses and promotes
-// learners; on every node it finds out when the node has caught up for the first time.
+// cluster its identity, finishes a recovery, writes member records, finishes removals and demotions, follows changed
+// addresses, and hands the leadership to a node that should rather have it; on every node it finds out when the node
+// has caught up for the first time.
 type keeper struct {
 	// Immutable after start.
 	s *Shard
@@ -52,22 +50,20 @@ type keeper struct {
 
 	// settled is closed once the node has known a leader and reached what that leader had applied then.
 	settled chan struct{}
-	// promotions counts learners promoted by this node.
-	promotions atomic.Uint64
-
 	// Owned by run.
-	target    uint64               // what the leader had applied when it was first asked; 0: not asked yet
-	keepsUp   map[string]time.Time // since when a learner has kept up
-	failures  int                  // in a row
-	notBefore time.Time            // no further change before
-	term      uint64               // of the last look
-	ledAt     time.Time            // when a leader was last known
-	askAt     time.Time            // when expelled may ask again
-	astrayAt  time.Time            // since when it looks as if this node were in the wrong place
+	target    uint64    // what the leader had applied when it was first asked; 0: not asked yet
+	failures  int       // in a row
+	notBefore time.Time // no further change before
+	term      uint64    // of the last look
+	ledAt     time.Time // when a leader was last known
+	askAt     time.Time // when expelled may ask again
+	deniedBy  []string  // who said in the last round that this node is no member
+	astrayAt  time.Time // since when it looks as if this node were in the wrong place
+	balance   balance
 }
 
 func newKeeper(s *Shard) *keeper {
-	return &keeper{s: s, settled: make(chan struct{}), keepsUp: make(map[string]time.Time)}
+	return &keeper{s: s, settled: make(chan struct{})}
 }
 
 // start begins the loop.
@@ -123,9 +119,8 @@ func (k *keeper) look(ctx context.Context) (over bool) {
 	s := k.s
 	leader, _, term := s.group.Leader()
 	if term != k.term {
-		// A new term is a new chance, and what was seen in an old one says nothing.
+		// A new term is a new chance.
 		k.term, k.failures, k.notBefore = term, 0, time.Time{}
-		clear(k.keepsUp)
 	}
 	err := s.group.Refused()
 	if err == nil {
@@ -154,7 +149,9 @@ func (k *keeper) look(ctx context.Context) (over bool) {
 func (k *keeper) astray(leader string) error {
 	s := k.s
 	text := ""
-	if len(s.expected) != 0 && (leader == "" || len(s.group.Status().Configuration) == 1) {
+	// After a recovery the nodes that were given up are strangers: it is they who are in the wrong place.
+	survivor := s.recovery != nil || len(s.engine.Recoveries()) != 0
+	if len(s.expected) != 0 && !survivor && (leader == "" || len(s.group.Status().Configuration) == 1) {
 		strangers := s.group.Strangers()
 		for _, f := range s.expected {
 			if t, ok := strangers[f.ID]; ok {
@@ -178,7 +175,11 @@ func (k *keeper) astray(leader string) error {
 
 // expelled reports whether this node was taken out of the cluster. Its own member record says so if that
 // still reached it. More often it did not: a removed node is cut off at once and sees its leader vanish. Then it
-// asks the others, and believes a majority that has applied as much as itself.
+// asks the others. One answer is proof: a configuration without this node, committed in this history by a node that
+// has applied all that this one has, which holds its addition, was decided by a majority later than that. (The same
+// data directory never comes back after it. Waiting for a majority to say so would never end where the others have
+// been replaced since, or where one of three that were left is down.) What a status tells was not read at one
+// moment; so the same node must say it again when asked anew.
 func (k *keeper) expelled(ctx context.Context, leader string) bool {
 	s := k.s
 	self := &s.roster.self
@@ -187,34 +188,39 @@ func (k *keeper) expelled(ctx context.Context, leader string) bool {
 	}
 	now := time.Now()
 	if leader != "" || k.ledAt.IsZero() {
-		k.ledAt = now
+		k.ledAt, k.deniedBy = now, nil
 		return false
 	}
 	if now.Sub(k.ledAt) < expelledAfter || now.Before(k.askAt) {
 		return false
 	}
-	cluster, _, ok := s.engine.Identity()
-	if !ok {
-		return false
-	}
+	cluster, history, ok := s.engine.Identity()
 	applied := s.engine.Applied().Index
-	others, without := 0, 0
+	isSelf := func(m consensus.Member) bool { return m.ID == self.ID }
+	if !ok || !slices.ContainsFunc(s.group.Status().Committed, isSelf) {
+		return false // nothing applied here says that it ever was a member
+	}
 	ctx, cancel := context.WithTimeout(ctx, boardAskTimeout)
 	defer cancel()
-	for _, d := range s.askOthers(ctx, func(voter bool) bool {
-		if voter {
-			others++
-		}
-		return voter
-	}) {
-		member := d.PendingConfig != nil || len(d.CurrentConfig) == 0 ||
-			slices.ContainsFunc(d.CurrentConfig, func(m memberStatus) bool { return m.NodeID == self.ID })
-		if d.ClusterID == hex.EncodeToString(cluster[:]) && d.AppliedIndex >= applied && !member {
-			without++
+	answers := s.askOthers(ctx, func(bool) bool { return true })
+	k.askAt = time.Now().Add(expelledInterval)
+	before := k.deniedBy
+	k.deniedBy = nil
+	for id, d := range answers {
+		if d.ClusterID == hex.EncodeToString(cluster[:]) && d.HistoryID == hex.EncodeToString(history[:]) && d.AppliedIndex >= applied && d.excludes(self.ID) {
+			if slices.Contains(before, id) {
+				return true
+			}
+			k.deniedBy = append(k.deniedBy, id)
 		}
 	}
-	k.askAt = time.Now().Add(expelledInterval)
-	return others > 0 && without > others/2
+	return false
+}
+
+// excludes reports whether the node that d describes knows a committed configuration without the member id.
+func (d *statusDocument) excludes(id string) bool {
+	return d.PendingConfig == nil && len(d.CurrentConfig) != 0 &&
+		!slices.ContainsFunc(d.CurrentConfig, func(m memberStatus) bool { return m.NodeID == id })
 }
 
 // settle finds out whether the node has caught up. A leader has, by its barrier. Others ask the leader once
@@ -254,10 +260,14 @@ func (k *keeper) lead(ctx context.Context) {
 	defer cancel()
 	err := k.found(ctx)
 	if err == nil {
+		err = k.s.recovery.finish(ctx, k.s)
+	}
+	if err == nil {
 		err = k.tidy(ctx)
 	}
 	if err == nil {
 		k.failures = 0
+		k.balance.look(ctx, k.s)
 		return
 	}
 	pause := min(time.Second<<min(k.failures, 5), keeperPauseMax)
@@ -296,7 +306,7 @@ func (k *keeper) tidy(ctx context.Context) error {
 			return err
 		}
 	}
-	return k.promote(ctx, &st)
+	return nil
 }
 
 func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {
@@ -307,6 +317,13 @@ func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {
 		// stopped.)
 		return s.group.Remove(ctx, m.ID)
 	}
+	if recorded && record.NoPromote && m.Voter {
+		// Its demotion was begun and not finished; see admin.demote.
+		if m.ID == s.roster.self.ID {
+			return s.group.Transfer(ctx, "") // whoever leads next will finish it
+		}
+		return s.group.Demote(ctx, m.ID)
+	}
 	want := s.roster.self
 	if m.ID != want.ID {
 		var ok bool
@@ -316,6 +333,9 @@ func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {
 	} else if checkMember(&want) != nil {
 		return nil // a lone node that tells no address of its own: there is nobody to read its record
 	}
+	// What operators decided is not the node's own to tell. A node that wishes nothing keeps the wish for it.
+	want.NoPromote = record.NoPromote
+	want.Priority = cmp.Or(want.Priority, record.Priority)
 	if want.RaftAddress != m.Address && len(s.group.Status().Configuration) > 1 {
 		// It has moved: the others must reach it there before anything else makes sense.
 		s.log.Info("a member has moved", "member", m.ID, "from", m.Address, "to", want.RaftAddress)
@@ -327,46 +347,6 @@ func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {
 		return nil
 	}
 	return s.proposeMember(ctx, &want)
-}
-
-// promote makes voters of the learners that have kept up for long enough.
-func (k *keeper) promote(ctx context.Context, st *consensus.Status) error {
-	s := k.s
-	now := time.Now()
-	for _, p := range s.group.Peers() {
-		if p.Voter || !k.isLearner(st, p.ID) {
-			continue
-		}
-		if !p.Acked || p.LastAck > promoteContactMax || p.Match+promoteLagMax < s.group.Status().LastIndex {
-			delete(k.keepsUp, p.ID)
-			continue
-		}
-		since, ok := k.keepsUp[p.ID]
-		if !ok {
-			k.keepsUp[p.ID] = now
-			continue
-		}
-		if now.Sub(since) < promoteAfter {
-			continue
-		}
-		if err := s.group.Promote(ctx, p.ID); err != nil {
-			delete(k.keepsUp, p.ID)
-			return fmt.Errorf("cannot promote %s: %w", p.ID, err)
-		}
-		delete(k.keepsUp, p.ID)
-		k.promotions.Add(1)
-		s.log.Info("promoted a learner that has caught up", "member", p.ID)
-	}
-	return nil
-}
-
-func (k *keeper) isLearner(st *consensus.Status, id string) bool {
-	for _, m := range st.Configuration {
-		if m.ID == id {
-			return !m.Voter
-		}
-	}
-	return false
 }
 
 // proposeMember writes a member record through the log.

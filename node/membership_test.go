@@ -49,7 +49,7 @@ func TestCluster_FourthNode_JoinsIsPromotedAndRemoved(t *testing.T) {
 	until(t, "the promotion is counted", func() bool {
 		var n uint64
 		for _, m := range append(others, leader) {
-			n += m.shard.keeper.promotions.Load()
+			n += m.shard.group.Metrics().Promotions.Load()
 		}
 		return n == 1
 	})
@@ -149,7 +149,15 @@ func TestAdmin_WhatCannotBe_IsRefusedAndChangesNothing(t *testing.T) {
 	}{
 		"unknown action":       {adminRequest{Action: "eject"}, wire.StatusBadRequest, "unknown action"},
 		"remove a stranger":    {adminRequest{Action: "remove", ID: "node-9"}, wire.StatusNotFound, "no member"},
-		"remove the leader":    {adminRequest{Action: "remove", ID: leader.info.NodeID}, wire.StatusDenied, "kvctl move-leader"},
+		"demote a stranger":    {adminRequest{Action: "demote", ID: "node-9"}, wire.StatusNotFound, "no member"},
+		"replace a stranger":   {adminRequest{Action: "replace", ID: "node-9", With: other}, wire.StatusNotFound, "no member"},
+		"replace by itself":    {adminRequest{Action: "replace", ID: other, With: other}, wire.StatusBadRequest, "its own place"},
+		"replace by stranger":  {adminRequest{Action: "replace", ID: other, With: "node-9"}, wire.StatusDenied, "node-9 is no member"},
+		"replace a well one":   {adminRequest{Action: "replace", ID: other}, wire.StatusDenied, "nothing to replace"},
+		"no priority":          {adminRequest{Action: "priority", ID: other}, wire.StatusBadRequest, "0 to 100"},
+		"priority too high":    {adminRequest{Action: "priority", ID: other, Priority: ptr(101)}, wire.StatusBadRequest, "0 to 100"},
+		"negative priority":    {adminRequest{Action: "priority", ID: other, Priority: ptr(-1)}, wire.StatusBadRequest, "0 to 100"},
+		"priority, stranger":   {adminRequest{Action: "priority", ID: "node-9", Priority: ptr(1)}, wire.StatusNotFound, "no member"},
 		"promote a stranger":   {adminRequest{Action: "promote", ID: "node-9"}, wire.StatusNotFound, "no member"},
 		"promote a voter":      {adminRequest{Action: "promote", ID: other}, wire.StatusOK, ""},
 		"transfer to stranger": {adminRequest{Action: "transfer", ID: "node-9"}, wire.StatusNotFound, "no member"},
@@ -249,11 +257,11 @@ func TestStateOf_ConnectedAndSilent_IsNotOKToTheLeader(t *testing.T) {
 func TestAdmin_RemovalRecordedAndNotFinished_IsNotToldAsUndone(t *testing.T) {
 	for _, err := range []error{consensus.ErrNotLeader, consensus.ErrClosed, fmt.Errorf("cannot: %w", consensus.ErrNotProposed), consensus.ErrUnknown, context.DeadlineExceeded} {
 		var e *statusError
-		if got := begun("node-3", err); !errors.As(got, &e) || e.status.Class() != wire.ClassUnknown || !strings.Contains(e.text, err.Error()) {
+		if got := begun("removal", "node-3", err); !errors.As(got, &e) || e.status.Class() != wire.ClassUnknown || !strings.Contains(e.text, err.Error()) {
 			t.Errorf("%v: %v", err, got)
 		}
 	}
-	if err := begun("node-3", nil); err != nil {
+	if err := begun("removal", "node-3", nil); err != nil {
 		t.Error(err)
 	}
 }

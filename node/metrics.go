@@ -36,7 +36,9 @@ func (v opsView) Checks() []gateway.Check {
 	if st := n.guard.State(); st == diskguard.Critical {
 		checks[2].Err = fmt.Errorf("free space is %s (%d bytes): nothing can be written", st, n.guard.Free())
 	}
-	if f := n.shard.readFailures.Load(); f != 0 {
+	if damage := n.shard.damage.Load(); damage != nil {
+		checks[3].Err = errors.New(*damage)
+	} else if f := n.shard.readFailures.Load(); f != 0 {
 		checks[3].Err = fmt.Errorf("%d reads met damaged data: see the log", f)
 	}
 	return checks
@@ -154,7 +156,8 @@ func (s *Shard) writeMetrics(w io.Writer) error {
 		{"kvstore_raft_term", "gauge", "Current term.", float64(raft.Term)},
 		{"kvstore_raft_members", "gauge", "Nodes of the cluster, learners included.", float64(len(raft.Configuration))},
 		{"kvstore_raft_voters", "gauge", "Nodes of the cluster that vote.", float64(raft.Voters)},
-		{"kvstore_raft_promotions_total", "counter", "Learners that this node made voters.", float64(s.keeper.promotions.Load())},
+		{"kvstore_raft_promotions_total", "counter", "Learners that this node made voters by itself.", float64(m.Promotions.Load())},
+		{"kvstore_raft_demotions_total", "counter", "Dead voters that this node made learners by itself.", float64(m.Demotions.Load())},
 		{"kvstore_raft_last_index", "gauge", "Last index in the log.", float64(raft.LastIndex)},
 		{"kvstore_raft_first_index", "gauge", "First index in the log.", float64(raft.FirstIndex)},
 		{"kvstore_raft_commit_index", "gauge", "Commit index.", float64(raft.CommitIndex)},
@@ -167,13 +170,21 @@ func (s *Shard) writeMetrics(w io.Writer) error {
 		{"kvstore_raft_snapshots_sent_total", "counter", "Copies of the state whose sending to another node began.", float64(m.SnapshotsSent.Load())},
 		{"kvstore_raft_snapshots_received_total", "counter", "Copies of the state received whole and verified.", float64(m.SnapshotsReceived.Load())},
 		{"kvstore_raft_snapshots_installed_total", "counter", "Copies of the state that became this node's.", float64(m.SnapshotsInstalled.Load())},
+		{"kvstore_raft_snapshots_fetched_total", "counter", "Copies of the state that this node asked for because its own could not be used.", float64(m.SnapshotsFetched.Load())},
+		{"kvstore_raft_snapshots_refused_total", "counter", "Copies of the state that found no room on this node's disk.", float64(m.SnapshotsRefused.Load())},
+		{"kvstore_raft_snapshot_sent_bytes_total", "counter", "Bytes of copies of the state sent, those that came to nothing included.", float64(m.SnapshotBytesSent.Load())},
+		{"kvstore_raft_snapshot_received_bytes_total", "counter", "Bytes of copies of the state received, likewise.", float64(m.SnapshotBytesReceived.Load())},
 		{"kvstore_raft_leases_revoked_total", "counter", "Terms whose read lease was given up for a transfer of leadership.", float64(m.LeasesRevoked.Load())},
 		{"kvstore_raft_log_cache_hits_total", "counter", "Reads of the log that memory answered.", float64(m.CacheHits.Load())},
 		{"kvstore_raft_log_cache_misses_total", "counter", "Reads of the log that went to the disk.", float64(m.CacheMisses.Load())},
 		{"kvstore_read_index_rounds_total", "counter", "Rounds in which a majority was asked to confirm the leadership; each serves all reads that wait.", float64(m.ReadIndexRounds.Load())},
 		{"kvstore_read_index_failed_total", "counter", "Bunches of reads for which the leadership was not confirmed.", float64(m.ReadIndexFailed.Load())},
 		{"kvstore_read_failures_total", "counter", "Reads that met damaged data.", float64(s.readFailures.Load())},
+		{"kvstore_raft_log_damaged", "gauge", "1 while the last scrub of the log found damage.", isSet(s.logDamage.Load())},
 	}); err != nil {
+		return err
+	}
+	if err := s.writeHealth(w); err != nil {
 		return err
 	}
 	if err := writeTimings(w, []timing{
@@ -232,8 +243,8 @@ func (s *Service) writeMetrics(w io.Writer) error {
 			return err
 		}
 	}
-	return writeSamples(w, []sample{
+	return writeSamples(w, append(s.follower.samples(), []sample{
 		{"kvstore_peer_status_rounds_total", "counter", "Rounds in which the other nodes were asked for their status.", float64(s.board.rounds.Load())},
 		{"kvstore_reads_confirmed_total", "counter", "Reads that waited until a majority had confirmed the leadership.", float64(s.reads.confirmed.Load())},
-	})
+	}...))
 }

@@ -124,7 +124,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	}
 	stopWatching := n.watchFounders(&id, roster)
 	n.shard, err = openShard(start, o, &shardOptions{
-		id: 1, identity: &id, raft: ls.take(&ls.raft), roster: roster, guard: n.guard, doors: &n.doors,
+		id: 1, identity: &id, raft: ls.take(&ls.raft), roster: roster, guard: n.guard, doors: &n.doors, progress: n.progress, unbounded: ctx,
 		starting: func() error { return id.setServed(o.DataDir) },
 	})
 	stopWatching()
@@ -250,7 +250,7 @@ func (n *Node) describe(id *identity, ls *listeners) (*nodeInfo, error) {
 	}
 	in.member = wire.Member{
 		ID: o.NodeID, Incarnation: bits, RaftAddress: cmp.Or(o.RaftAdvertise, advertised(o.RaftListen, ls.raft)),
-		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: behaviourLevel,
+		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: behaviourLevel, Priority: uint8(o.LeaderPriority),
 	}
 	return in, nil
 }
@@ -340,7 +340,7 @@ func (n *Node) Close(ctx context.Context) error {
 	}
 	if n.shard != nil {
 		// While the doors are still open: clients are told of the new leader at once.
-		n.shard.handOver(ctx)
+		n.shard.group.HandOver(ctx)
 	}
 	if n.service != nil {
 		n.service.draining.Store(true)

@@ -13,6 +13,7 @@ import (
 	"kvstore/engine"
 	"kvstore/internal/diskguard"
 	"kvstore/netloop"
+	"kvstore/wire"
 )
 
 // Options configures a node. The zero value of a field means its default; DataDir and the listeners
@@ -46,6 +47,17 @@ type Options struct {
 	// knows that nobody else can lead, with readindex it asks a majority for each bunch of reads, which
 	// needs no bound on how differently clocks run. Default lease.
 	ReadMode string
+	// LeaderPriority is how much this node is wished for as the leader, 1 to 100: a leader of lower priority hands
+	// its leadership over once this node has been well for PriorityAfter. Default 0: no wish of the node's own, so
+	// that what administrators set counts.
+	LeaderPriority int
+	// PriorityAfter is how long a voter must have kept up with a leader of lower priority, without a break, before
+	// it is handed the leadership. Default 1 min.
+	PriorityAfter time.Duration
+	// DeadAfter is how long a voter must have been silent before the leader takes its vote by itself, so that the
+	// majority is counted without it; it stays a member, and votes again once it has caught up. Of three voters none
+	// loses its vote. Default 10 min; negative: never.
+	DeadAfter time.Duration
 	// Insecure allows listeners beyond loopback although there are neither TLS nor users yet. Without
 	// it Open refuses them, since anyone who reaches such a port could read and write everything.
 	Insecure bool
@@ -59,10 +71,19 @@ type Options struct {
 	// nobody is told.
 	Progress func(text string)
 
+	// ScrubInterval is how often everything that is stored is read and checked against its checksums and the state's
+	// digest, so that damage is found while there are other copies. Default 24 h; negative: only when it is asked
+	// for. The first scrub after a start comes after 10 to 60 minutes, or after the interval if that is shorter.
+	ScrubInterval time.Duration
+	// ScrubRate is how many bytes a second a scrub reads at most. Default 16 MiB: a data set of 1 GiB takes about
+	// a minute, and a disk of 100 MB/s keeps most of its time for others.
+	ScrubRate int64
+
 	// Logger receives the node's log lines. Default slog.Default().
 	Logger *slog.Logger
 	// Fatal is called, once, with a failure after which the node may not go on (a failed write to the
-	// log, a damaged store). Default: log it and exit with status 1.
+	// log, a damaged store), from any goroutine. One that matches ErrRestart is healed by closing the node and
+	// opening it again. Default: log it and exit with status 1.
 	Fatal func(error)
 
 	// Service holds the decisions of the doors. As in the structs below, the node fills in directories,
@@ -94,8 +115,17 @@ func (o Options) withDefaults() Options {
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 20 * time.Second
 	}
+	if o.PriorityAfter == 0 {
+		o.PriorityAfter = priorityAfterDefault
+	}
 	if o.StartTimeout == 0 {
 		o.StartTimeout = 5 * time.Minute
+	}
+	if o.ScrubInterval == 0 {
+		o.ScrubInterval = 24 * time.Hour
+	}
+	if o.ScrubRate == 0 {
+		o.ScrubRate = 16 << 20
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -127,6 +157,15 @@ func (o *Options) validate() error {
 	}
 	if o.ReadMode != readModeLease && o.ReadMode != readModeReadIndex {
 		errs = append(errs, fmt.Errorf("read-mode %q is neither %s nor %s", o.ReadMode, readModeLease, readModeReadIndex))
+	}
+	if o.LeaderPriority < 0 || o.LeaderPriority > wire.MemberPriorityMax {
+		errs = append(errs, fmt.Errorf("leader-priority %d is outside 0 to %d", o.LeaderPriority, wire.MemberPriorityMax))
+	}
+	if o.PriorityAfter < 0 {
+		errs = append(errs, fmt.Errorf("priority-after %s is negative", o.PriorityAfter))
+	}
+	if o.ScrubRate < scrubRateMin {
+		errs = append(errs, fmt.Errorf("scrub-rate %d is below %d bytes a second", o.ScrubRate, scrubRateMin))
 	}
 	for _, a := range []struct{ name, addr string }{
 		{"advertise", o.Advertise}, {"http-advertise", o.HTTPAdvertise}, {"raft-advertise", o.RaftAdvertise},

@@ -10,6 +10,8 @@ func (s *Service) readiness() error {
 	switch {
 	case s.draining.Load():
 		return errors.New("the node is stopping")
+	case s.shard.quarantined.Load():
+		return errors.New("the state of this node may not be served: it is built anew from the other nodes")
 	case leader == "":
 		return errors.New("no leader is known")
 	case leader == s.info.NodeID && !s.shard.leading():

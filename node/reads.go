@@ -29,7 +29,14 @@ type readItem struct {
 	minRevision wire.Revision
 	atRevision  wire.Revision
 	deadline    int64
-	key         []byte // or the payload of a MULTIGET, SCAN or STATUS
+	// age is told with the answer when stale is set; see followerReads.age.
+	age   uint64
+	stale bool
+	// pin is the revision of the state that has to answer; 0: the newest here. See followerReads.
+	pin wire.Revision
+	// waited: it has waited for minRevision already.
+	waited bool
+	key    []byte // or the payload of a MULTIGET, SCAN or STATUS
 }
 
 // readJob is the reads of one bunch, copied off the loop's buffer.
@@ -38,6 +45,8 @@ type readJob struct {
 	items []readItem
 	arena []byte
 	bytes int
+	// next is queued behind this job in one go, and done by the same worker.
+	next *readJob
 }
 
 // readPool runs reads that may touch the engine's tables: event loops must not, since a mapped page
@@ -71,8 +80,30 @@ func newReadPool(s *Service, workers, bytesMax int) *readPool {
 	return p
 }
 
+// readVia is what a read has to wait for before the applied state may answer it.
+type readVia uint8
+
+const (
+	viaNothing  readVia = iota
+	viaMajority         // a majority confirms that this node leads
+	viaLeader           // the leader says how far this node must have applied
+	readVias
+)
+
+// hand passes a job on to where its reads wait.
+func (p *readPool) hand(via readVia, job *readJob) {
+	switch via {
+	case viaNothing:
+		p.submit(job)
+	case viaMajority:
+		p.confirm(job)
+	default:
+		p.s.follower.wait(job)
+	}
+}
+
 // add copies r into job, beginning a new job when there is none.
-func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Request, deadline int64) *readJob {
+func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Request, deadline int64, age uint64) *readJob {
 	if job == nil {
 		job = p.free.Get().(*readJob)
 		job.to = c
@@ -86,15 +117,22 @@ func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Reques
 	job.arena = append(job.arena, src...)
 	job.items = append(job.items, readItem{
 		token: r.Token(), ns: ns, minRevision: r.MinRevision, atRevision: r.AtRevision,
-		deadline: deadline, key: job.arena[at:len(job.arena):len(job.arena)],
+		deadline: deadline, age: age, stale: r.Stale, key: job.arena[at:len(job.arena):len(job.arena)],
 	})
 	job.bytes += len(src)
 	return job
 }
 
-// solo submits r as a job of its own: it may be long, and others of its bunch should not wait behind it.
-func (p *readPool) solo(c wire.Completer, ns uint32, r *wire.Request, deadline int64) {
-	p.submit(p.add(nil, c, ns, r, deadline))
+// single makes a job of a copy of one read.
+func (p *readPool) single(to wire.Completer, it *readItem) *readJob {
+	job := p.free.Get().(*readJob)
+	job.to = to
+	job.arena = append(job.arena, it.key...)
+	job.bytes = len(it.key)
+	copied := *it
+	copied.key = job.arena[:len(job.arena):len(job.arena)]
+	job.items = append(job.items, copied)
+	return job
 }
 
 // busy is the refusal of a read that finds no room.
@@ -116,7 +154,22 @@ func (p *readPool) reserve(job *readJob) bool {
 	return true
 }
 
-// enqueue queues a job, or refuses its reads when the queue is full. REQUIRES: its bytes are counted.
+// enqueueAll queues jobs that have waited together, few for each worker's turn. REQUIRES: their bytes are counted.
+func (p *readPool) enqueueAll(jobs []*readJob) {
+	for len(jobs) > 0 {
+		n, items := 1, len(jobs[0].items)
+		for n < len(jobs) && items+len(jobs[n].items) <= readJobItemsMax {
+			jobs[n-1].next = jobs[n]
+			items += len(jobs[n].items)
+			n++
+		}
+		p.enqueue(jobs[0])
+		jobs = jobs[n:]
+	}
+}
+
+// enqueue queues a job and those linked to it, or refuses their reads when the queue is full. REQUIRES: their
+// bytes are counted.
 func (p *readPool) enqueue(job *readJob) {
 	refusal := busy
 	p.mu.RLock()
@@ -141,8 +194,10 @@ func (p *readPool) confirm(job *readJob) {
 		return
 	}
 	p.confirmed.Add(uint64(len(job.items)))
+	asked := p.s.follower.now()
 	p.s.shard.group.ReadIndex(func(err error) {
 		if err == nil {
+			p.s.follower.reflects(asked)
 			p.enqueue(job)
 			return
 		}
@@ -150,12 +205,16 @@ func (p *readPool) confirm(job *readJob) {
 	})
 }
 
-// refuse refuses all reads of a job. REQUIRES: its bytes are counted.
+// refuse refuses all reads of a job and of those linked to it. REQUIRES: their bytes are counted.
 func (p *readPool) refuse(job *readJob, refusal *wire.Refusal) {
-	for i := range job.items {
-		refuse(job.to, job.items[i].token, refusal)
+	for job != nil {
+		for i := range job.items {
+			refuse(job.to, job.items[i].token, refusal)
+		}
+		next := job.next
+		p.release(job)
+		job = next
 	}
-	p.release(job)
 }
 
 func (p *readPool) release(job *readJob) {
@@ -171,15 +230,20 @@ func (p *readPool) release(job *readJob) {
 func (p *readPool) work() {
 	var w readWorker
 	for job := range p.queue {
-		for i := range job.items {
-			w.run(p.s, job.to, &job.items[i])
+		for job != nil {
+			for i := range job.items {
+				w.run(p.s, job.to, &job.items[i])
+			}
+			next := job.next
+			p.release(job)
+			job = next
 		}
-		p.release(job)
 	}
 }
 
-// close ends the pool once the queued jobs are answered; later ones are refused.
+// close ends the pool, and what waits in front of it, once the queued jobs are answered; later ones are refused.
 func (p *readPool) close() {
+	p.s.follower.close()
 	p.mu.Lock()
 	if !p.closed {
 		p.closed = true
@@ -199,7 +263,15 @@ func (w *readWorker) run(s *Service, to wire.Completer, it *readItem) {
 	if cap(w.buf) > readBufferBytesKeep {
 		w.buf = nil
 	}
+	if it.pin == 0 && it.minRevision > s.shard.engine.Applied().Revision && !it.waited && s.follower.await(to, it) {
+		return
+	}
 	r := w.answer(s, it)
+	if it.stale && r.Status.Class() == wire.ClassResult {
+		// w.ext holds what r.Ext is, if anything.
+		w.ext = wire.AppendExtU64(append(w.ext[:0], r.Ext...), wire.ExtAge, it.age)
+		r.Ext = w.ext
+	}
 	to.Complete(it.token, &r)
 }
 
@@ -210,15 +282,26 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 	if s.shard.now() > it.deadline {
 		return wire.Response{Status: wire.StatusTooLate}
 	}
-	// Whether the applied state may be read was decided after the request arrived (Shard.howToRead). That is
-	// what linearizability asks: at that moment the state held everything acknowledged before, and it only
-	// grows, so that a read at any later moment, whoever leads then, reflects a point between the request and
-	// its answer.
+	// Whether the applied state may be read was decided after the request arrived (Shard.howToRead,
+	// followerReads). That is what linearizability asks: at that moment the state held everything acknowledged
+	// before, and it only grows, so that a read at any later moment, whoever leads then, reflects a point between
+	// the request and its answer.
 	e := s.shard.engine
-	if it.minRevision > e.Applied().Revision {
+	newest := it.pin
+	if newest == 0 {
+		newest = e.Applied().Revision
+	}
+	if it.minRevision > newest {
 		return wire.Response{Status: wire.StatusRetryLater, Payload: []byte("this node has not reached the revision that the read must reflect")}
 	}
-	o := engine.ReadOptions{Namespace: it.ns, AtRevision: it.atRevision}
+	o := engine.ReadOptions{Namespace: it.ns, AtRevision: it.atRevision, MinRevision: it.minRevision}
+	pinned := it.pin != 0 && it.atRevision == 0
+	switch {
+	case pinned:
+		o.AtRevision = it.pin
+	case it.pin != 0 && it.atRevision > it.pin:
+		return wire.Response{Status: wire.StatusFutureRevision}
+	}
 	var r wire.Response
 	var err error
 	switch it.token.Op {
@@ -247,6 +330,7 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 		if ref := wire.DecodeScanRequest(it.key, &q); ref != nil {
 			return wire.ErrorResponse(ref, w.ext[:0])
 		}
+		pinned = pinned && len(q.Cursor) == 0 // a cursor brings its own revision
 		if w.buf, r.Status, err = e.Scan(o, &q, w.buf[:0]); r.Status == wire.StatusOK {
 			r.Payload = w.buf
 		}
@@ -255,6 +339,10 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 	}
 	if err != nil {
 		s.shard.readFailed(it.token.Op, r.Status, err)
+	}
+	if pinned && (r.Status == wire.StatusCompacted || r.Status == wire.StatusFutureRevision) {
+		// A copy of a newer state was installed here meanwhile, say. Whoever asked named no revision and must hear of none.
+		return wire.ErrorResponse(lagging, w.ext[:0])
 	}
 	return r
 }
@@ -266,6 +354,8 @@ type cachedRead struct {
 	token wire.Token
 	resp  wire.Response
 	ext   []byte
+	stale bool // age is told
+	age   uint64
 	fn    func(rec *wire.Record, at engine.Point)
 }
 
@@ -283,20 +373,28 @@ func (c *cachedRead) found(rec *wire.Record, _ engine.Point) {
 		c.ext = append(c.ext, rec.Ext...)
 		c.resp.Payload = rec.Value
 	}
+	if c.stale {
+		c.ext = wire.AppendExtU64(c.ext, wire.ExtAge, c.age)
+	}
 	c.resp.Ext = c.ext
 	c.to.Complete(c.token, &c.resp)
 }
 
-// cached answers a GET or EXISTS from the hot-record cache; false: it is not there.
-func (s *Service) cached(to wire.Completer, ns uint32, r *wire.Request) bool {
+// cached answers a GET or EXISTS from the hot-record cache; false: it is not there. age is told with the answer to
+// a stale read.
+func (s *Service) cached(to wire.Completer, ns uint32, r *wire.Request, age uint64) bool {
 	if r.AtRevision != 0 || r.MinRevision != 0 {
 		return false
 	}
 	c := cachedReads.Get().(*cachedRead)
-	c.to, c.token = to, r.Token()
+	c.to, c.token, c.stale, c.age = to, r.Token(), r.Stale, age
 	st, hit := s.shard.engine.GetCached(ns, r.Key, c.fn)
 	if hit && st != wire.StatusOK {
 		c.resp = wire.Response{Status: st}
+		if c.stale && st.Class() == wire.ClassResult {
+			c.ext = wire.AppendExtU64(c.ext[:0], wire.ExtAge, age)
+			c.resp.Ext = c.ext
+		}
 		to.Complete(c.token, &c.resp)
 	}
 	c.to, c.resp = nil, wire.Response{}

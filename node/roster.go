@@ -20,27 +20,36 @@ type roster struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	cards map[string]wire.Member // the newest card of each node
+	cards map[string]heldCard // the newest card of each node
 
 	// news holds at most one token: a card came that differs from the last one of its node.
 	news chan struct{}
 }
 
-func newRoster(self wire.Member) *roster {
-	return &roster{self: self, cards: make(map[string]wire.Member), news: make(chan struct{}, 1)}
+// heldCard is a card as it was shown, in which start of its node.
+type heldCard struct {
+	wire.Member
+	starts uint64
 }
 
-// onCard keeps the card of a node that has connected. Called on goroutines of the transport.
+func newRoster(self wire.Member) *roster {
+	return &roster{self: self, cards: make(map[string]heldCard), news: make(chan struct{}, 1)}
+}
+
+// onCard keeps the card of a node that has connected. Called on goroutines of the transport. A connection of an
+// earlier start may have been slow: of one data directory an older card never takes the place of a newer one.
 func (r *roster) onCard(id string, incarnation [16]byte, b []byte) {
-	m, ok := decodeCard(id, incarnation, b)
+	m, starts, ok := decodeCard(id, incarnation, b)
 	if !ok {
 		return // of another build, or of nothing of ours: a member record is not made of it
 	}
 	r.mu.Lock()
 	old, known := r.cards[id]
-	changed := (!known || old != m) && (known || len(r.cards) < cardsMax)
-	if changed {
-		r.cards[id] = m
+	changed := (!known || old.Member != m) && (known || len(r.cards) < cardsMax)
+	if known && old.Incarnation == incarnation && starts < old.starts {
+		changed = false
+	} else if known || changed {
+		r.cards[id] = heldCard{m, starts}
 	}
 	r.mu.Unlock()
 	if changed {
@@ -55,8 +64,8 @@ func (r *roster) onCard(id string, incarnation [16]byte, b []byte) {
 func (r *roster) card(id string) (m wire.Member, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m, ok = r.cards[id]
-	return m, ok
+	c, ok := r.cards[id]
+	return c.Member, ok
 }
 
 // member gives what is known of a node: its record or, where there is none, its card.

@@ -28,7 +28,7 @@ func TestRoster_Cards_AreKeptAndBounded(t *testing.T) {
 		t.Errorf("missing %s", got)
 	}
 	other := wire.Member{ID: "node-2", Incarnation: [16]byte{1}, RaftAddress: "b:1", Address: "b:2", HTTPAddress: "b:3", Version: "v", Level: 7}
-	r.onCard(other.ID, other.Incarnation, encodeCard(&other))
+	r.onCard(other.ID, other.Incarnation, encodeCard(&other, 1))
 	if got, ok := r.card("node-2"); !ok || got != other {
 		t.Errorf("%+v, %v", got, ok)
 	}
@@ -37,7 +37,7 @@ func TestRoster_Cards_AreKeptAndBounded(t *testing.T) {
 	default:
 		t.Error("nobody was told")
 	}
-	r.onCard(other.ID, other.Incarnation, encodeCard(&other))
+	r.onCard(other.ID, other.Incarnation, encodeCard(&other, 1))
 	select {
 	case <-r.news:
 		t.Error("the same card is no news")
@@ -50,7 +50,7 @@ func TestRoster_Cards_AreKeptAndBounded(t *testing.T) {
 	for i := range 3 * cardsMax {
 		m := other
 		m.ID = strings.Repeat("x", i%60+1) + string(rune('a'+i/60))
-		r.onCard(m.ID, m.Incarnation, encodeCard(&m))
+		r.onCard(m.ID, m.Incarnation, encodeCard(&m, 1))
 	}
 	if len(r.cards) > cardsMax {
 		t.Errorf("%d cards are kept", len(r.cards))
@@ -59,10 +59,10 @@ func TestRoster_Cards_AreKeptAndBounded(t *testing.T) {
 
 // Whatever a card holds, what is taken from it makes a member record.
 func FuzzDecodeCard(f *testing.F) {
-	f.Add("node-1", encodeCard(&wire.Member{RaftAddress: "a:1", Address: "a:2", Version: "v1"}))
+	f.Add("node-1", encodeCard(&wire.Member{RaftAddress: "a:1", Address: "a:2", Version: "v1"}, 7))
 	f.Add("node-1", []byte(`{"raft_address":"a:1","address":"[::]:1"}`))
 	f.Fuzz(func(t *testing.T, id string, b []byte) {
-		m, ok := decodeCard(id, [16]byte{1}, b)
+		m, _, ok := decodeCard(id, [16]byte{1}, b)
 		if !ok {
 			return
 		}

@@ -21,6 +21,11 @@ type ServiceOptions struct {
 	ReadWorkers int
 	// ReadQueueBytes bounds the copies of requests that wait for them. Default 16 MiB.
 	ReadQueueBytes int
+	// FollowerReadTimeout bounds, on a node that does not lead, how long linearizable reads wait for the
+	// leader's word on how far this node must have applied, and then for it to have applied as much; beyond
+	// it they are refused with RETRY_LATER. Default 2 s: a leader takes up to twice its heartbeat timeout
+	// (1.2 s) to be confirmed.
+	FollowerReadTimeout time.Duration
 }
 
 // Service executes requests for all doors. It implements the handler that netloop declares and the
@@ -30,9 +35,11 @@ type Service struct {
 	o     ServiceOptions
 	shard *Shard
 	reads *readPool
-	board *board
-	admin *admin
-	info  *nodeInfo
+	// follower is where reads wait that this node may not answer by itself.
+	follower *followerReads
+	board    *board
+	admin    *admin
+	info     *nodeInfo
 	// auditing: there is a sink, so that every operation must be looked at.
 	auditing bool
 
@@ -53,6 +60,7 @@ func newService(o ServiceOptions, shard *Shard, info *nodeInfo) *Service {
 	_, silent := o.Audit.(NoAudit)
 	s := &Service{o: o, shard: shard, info: info, auditing: !silent}
 	s.reads = newReadPool(s, o.ReadWorkers, o.ReadQueueBytes)
+	s.follower = newFollowerReads(s, o.FollowerReadTimeout)
 	s.board, s.admin = newBoard(s), newAdmin(s)
 	return s
 }
@@ -98,13 +106,15 @@ func (s *Service) members() ([]wire.MemberInfo, uint64) {
 
 // Serve starts the requests of one bunch. Writes are copied into the batcher's open entry; reads are
 // answered from the hot-record cache at once or go to the read pool together, after a majority has confirmed
-// the leadership where that is needed. It never blocks; each request is answered exactly once through c.
+// the leadership, or the leader has said how far this node must have applied, where that is needed. It never
+// blocks; each request is answered exactly once through c.
 func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 	p := principal.(*Principal)
 	now := s.shard.now()
-	// One decision for all linearizable reads of the bunch, after their arrival and before the first of them.
+	// One decision for all reads of the bunch, after their arrival and before the first of them.
 	way := readUndecided
-	var job, unconfirmed *readJob
+	age, aged := uint64(0), false
+	var jobs [readVias]*readJob
 	for i := range reqs {
 		r := &reqs[i]
 		ns, refusal := s.admit(p, r)
@@ -123,45 +133,54 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 		case r.Op == wire.OpAdmin:
 			s.admin.begin(c, r, deadline)
 			continue
+		}
+		if way == readUndecided {
+			way = s.shard.howToRead()
+		}
+		via := viaNothing
+		switch {
+		case r.Op == wire.OpReadIndex:
+			s.readIndex(c, r, way)
+			continue
 		case r.Stale:
 			if !s.shard.serves() {
 				refuse(c, r.Token(), s.shard.notLeading())
 				continue
 			}
+			if !aged {
+				age, aged = s.follower.age(way), true
+			}
+			if r.MaxAgeMs != 0 && !young(age, r.MaxAgeMs) {
+				// What is confirmed from now on has no age.
+				via = way.via()
+			}
+		case way == readElsewhere && !(r.AnyNode && s.shard.serves()):
+			refuse(c, r.Token(), s.shard.notLeading())
+			continue
 		default:
-			if way == readUndecided {
-				way = s.shard.howToRead()
-			}
-			if way == readElsewhere {
-				refuse(c, r.Token(), s.shard.notLeading())
-				continue
-			}
+			via = way.via()
+		}
+		itsAge := age
+		if via != viaNothing {
+			itsAge = 0
 		}
 		single := r.Op == wire.OpGet || r.Op == wire.OpExists
 		switch {
-		case way == readConfirmed && !r.Stale && single:
-			if unconfirmed != nil && len(unconfirmed.items) >= readJobItemsMax {
-				s.reads.confirm(unconfirmed)
-				unconfirmed = nil
-			}
-			unconfirmed = s.reads.add(unconfirmed, c, ns, r, deadline)
-		case way == readConfirmed && !r.Stale:
-			s.reads.confirm(s.reads.add(nil, c, ns, r, deadline))
 		case !single:
-			s.reads.solo(c, ns, r, deadline)
-		case !s.cached(c, ns, r):
-			if job != nil && len(job.items) >= readJobItemsMax {
-				s.reads.submit(job)
-				job = nil
+			// A job of its own: it may be long, and others of its bunch should not wait behind it.
+			s.reads.hand(via, s.reads.add(nil, c, ns, r, deadline, itsAge))
+		case via != viaNothing || !s.cached(c, ns, r, itsAge):
+			if job := jobs[via]; job != nil && len(job.items) >= readJobItemsMax {
+				s.reads.hand(via, job)
+				jobs[via] = nil
 			}
-			job = s.reads.add(job, c, ns, r, deadline)
+			jobs[via] = s.reads.add(jobs[via], c, ns, r, deadline, itsAge)
 		}
 	}
-	if job != nil {
-		s.reads.submit(job)
-	}
-	if unconfirmed != nil {
-		s.reads.confirm(unconfirmed)
+	for via, job := range jobs {
+		if job != nil {
+			s.reads.hand(readVia(via), job)
+		}
 	}
 }
 

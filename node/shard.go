@@ -41,6 +41,14 @@ type Shard struct {
 	readIndex   bool      // every read is confirmed by a majority
 	expected    []Founder // the nodes that should be of this cluster; see keeper.astray
 
+	priorityAfter time.Duration
+	recovery      *recovery // nil: none is to be finished
+	// claimed is the history that this node belongs to, and claimedCluster its cluster; zero: those of its state.
+	// See identity.
+	claimed, claimedCluster [16]byte
+
+	// reached is set once the state is of the history claimed, or of a later one.
+	reached atomic.Bool
 	// served is set once the cluster is known to have its identity: what clients may ask before that is
 	// refused with StatusNotReady.
 	served atomic.Bool
@@ -51,6 +59,20 @@ type Shard struct {
 
 	keeper *keeper
 	expiry expiry
+	health *health
+	scrub  *scrubber
+
+	// dataDir and fatal are Options.DataDir and Options.Fatal. Immutable after openShard.
+	dataDir string
+	fatal   func(error)
+	// quarantined is set once the state may not be served any more; it stays set until the process ends.
+	quarantined atomic.Bool
+	// damage is the first damage that a read or a scrub met; nil: none.
+	damage atomic.Pointer[string]
+	// logDamage says the same of the log, as a scrub found it.
+	logDamage atomic.Pointer[string]
+
+	hold *hold
 }
 
 // shardOptions are what a shard needs beside the node's options.
@@ -61,6 +83,12 @@ type shardOptions struct {
 	roster   *roster
 	guard    *diskguard.Guard
 	doors    *doors
+	// progress is told what the start waits for.
+	progress func(text string)
+	// unbounded ends with the node alone: a copy of the state may take longer than --start-timeout.
+	unbounded context.Context
+	// logDir is the directory of the log. Set by openShard.
+	logDir string
 	// starting is called when the directory belongs to a cluster and before the node takes part in it.
 	starting func() error
 }
@@ -70,16 +98,42 @@ type shardOptions struct {
 func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err error) {
 	s = &Shard{
 		id: so.id, log: o.Logger.With("group", so.id), guard: so.guard, epoch: time.Now(), roster: so.roster,
-		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1), expected: o.Expected,
+		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1), expected: o.Expected, priorityAfter: o.PriorityAfter,
+	}
+	if s.recovery, err = openRecovery(o.DataDir); err != nil {
+		return nil, errors.Join(err, so.raft.Close())
+	}
+	clusterID, historyID := so.identity.ClusterID, so.identity.HistoryID // of a recovery, which came later
+	if j := so.identity.Joined; j != nil && historyID == "" {
+		clusterID, historyID = j.ClusterID, j.HistoryID
+	}
+	if historyID != "" {
+		var e1, e2 error
+		s.claimedCluster, e1 = parseBits(clusterID)
+		s.claimed, e2 = parseBits(historyID)
+		if err := errors.Join(e1, e2); err != nil {
+			return nil, errors.Join(fmt.Errorf("cannot read the ids of cluster and history in the identity of data directory %s: %w", o.DataDir, err), so.raft.Close())
+		}
 	}
 	var bits [8]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
 	s.incarnation = binary.LittleEndian.Uint64(bits[:])
 
+	s.dataDir, s.fatal = o.DataDir, o.Fatal
+	s.health = newHealth(s, o.Consensus.HeartbeatTimeout)
+
 	dir := filepath.Join(o.DataDir, "groups", strconv.FormatUint(uint64(so.id), 10))
 	eo := o.Engine
-	eo.Dir, eo.Group, eo.Logger, eo.Fatal = o.DataDir, so.id, o.Logger, o.Fatal
-	if s.engine, err = engine.Open(eo); err != nil {
+	eo.Dir, eo.Group, eo.Logger, eo.Fatal, eo.OnDamage = o.DataDir, so.id, o.Logger, s.failed, s.damaged
+	so.logDir = filepath.Join(dir, "log")
+	rebuild := false
+	if s.hold, err = openHold(o.DataDir); err == nil {
+		err = s.hold.stopped()
+	}
+	if err == nil {
+		rebuild, err = s.openEngine(o, eo, so)
+	}
+	if err != nil {
 		return nil, errors.Join(err, so.raft.Close())
 	}
 	e := s.engine // s is nil where an error is returned
@@ -90,15 +144,15 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	}()
 	so.roster.engine = e
 	co := o.Consensus
-	co.Dir, co.Group, co.NodeID, co.Address, co.Logger, co.Fatal = filepath.Join(dir, "log"), so.id, o.NodeID, so.roster.self.RaftAddress, o.Logger, o.Fatal
+	co.Dir, co.Group, co.NodeID, co.Address, co.Logger, co.Fatal = so.logDir, so.id, o.NodeID, so.roster.self.RaftAddress, o.Logger, s.failed
 	co.EntryBytesMax = wire.EntryBytesMax
 	co.Listener, co.Incarnation = so.raft, so.roster.self.Incarnation
-	co.Cluster, co.StateLevel, co.Level = e.Identity, e.Level, behaviourLevel
+	co.Cluster, co.StateLevel, co.Level = s.identity, e.Level, behaviourLevel
 	co.Record = func(id string) (incarnation [16]byte, removed, ok bool) {
 		m, ok := e.Member(id)
 		return m.Incarnation, m.Removed, ok
 	}
-	co.Card, co.OnCard = encodeCard(&so.roster.self), so.roster.onCard
+	co.OnCard = so.roster.onCard
 	if !so.identity.Served {
 		for _, f := range o.InitialCluster {
 			co.Founders = append(co.Founders, consensus.Member{ID: f.ID, Address: f.Address, Voter: true})
@@ -110,8 +164,29 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 		}
 	}
 	co.Starting = so.starting
-	if s.group, err = consensus.Open(ctx, co, stateMachine{s.engine}); err != nil {
+	co.Storing, co.Room = s.health.disks.storing, s.health.disks.room
+	co.Vitals = s.health.tell
+	co.OnPulse = func(p consensus.Pulse) { s.health.hear(p.Peer, p.Incarnation, p.ReceivedAt, p.Vitals) }
+	co.Rebuild = rebuild
+	co.OnRebuild = func(t consensus.Transfer) {
+		so.progress(fmt.Sprintf("building the state anew from %s: %d of about %d bytes", t.ID, t.RecordBytes, t.TotalBytes))
+	}
+	if co.Starts, err = so.identity.countStart(o.DataDir); err != nil {
+		return nil, errors.Join(err, so.raft.Close())
+	}
+	co.Card = encodeCard(&so.roster.self, co.Starts)
+	opening := ctx
+	if rebuild {
+		opening = so.unbounded // nobody is waited for but who gives the state; a stream that stands still is given up
+	}
+	if s.group, err = consensus.Open(opening, co, stateMachine{s.engine}); err != nil {
 		return nil, err
+	}
+	s.health.disks.log.Store(s.group.Metrics())
+	if err := s.rebuilt(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
+		defer cancel()
+		return nil, errors.Join(err, s.group.Close(ctx))
 	}
 	if err := s.reachable(); err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
@@ -126,8 +201,16 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 		defer cancel()
 		return nil, errors.Join(err, s.group.Close(ctx))
 	}
-	s.forwarder = client.NewForwarder(client.ForwarderOptions{Logger: o.Logger, Name: "node " + o.NodeID})
+	s.forwarder = client.NewForwarder(client.ForwarderOptions{Logger: o.Logger, Name: "node " + o.NodeID, Cluster: func() (id [16]byte, ok bool) {
+		id, _, ok = e.Identity()
+		return id, ok
+	}})
 	s.keeper = newKeeper(s)
+	if err := s.startAutopilot(o.DeadAfter); err != nil {
+		panic("BUG: " + err.Error())
+	}
+	s.scrub = newScrubber(o.ScrubInterval, o.ScrubRate)
+	s.scrub.state, s.scrub.log, s.scrub.told = s.engine.Scrub, s.scrubLog, s.scrubbed
 	return s, nil
 }
 
@@ -143,6 +226,8 @@ func (s *Shard) reachable() error {
 func (s *Shard) begin(refused func(error)) {
 	s.keeper.start(refused)
 	s.expiry.start(s)
+	s.health.start()
+	s.scrub.start()
 }
 
 // now is the monotonic clock on which deadlines of requests are measured, in nanoseconds.
@@ -157,15 +242,21 @@ func (s *Shard) stamp(h *wire.EntryHeader) {
 	h.Time = time.Now().UnixMicro()
 }
 
-// serves reports whether the cluster has its identity, as far as this node has applied.
+// serves reports whether the cluster has its identity, as far as this node has applied, the state is not in
+// quarantine, and the log holds the recovery that this node is to finish: what is written before that would get
+// revisions that the lost majority may have given already.
 func (s *Shard) serves() bool {
 	if s.served.Load() {
 		return true
 	}
-	if _, _, ok := s.engine.Identity(); !ok {
+	if _, _, ok := s.engine.Identity(); !ok || s.quarantined.Load() || s.recovery.pending(s) {
 		return false
 	}
 	s.served.Store(true)
+	if s.quarantined.Load() { // since it was asked; whoever sets it clears served then
+		s.served.Store(false)
+		return false
+	}
 	return true
 }
 
@@ -259,23 +350,6 @@ func (s *Shard) tryChange() bool {
 
 func (s *Shard) endChange() { <-s.change }
 
-// handOver gives the leadership to another voter, if there is one, so that clients need not wait for an
-// election when this node stops.
-func (s *Shard) handOver(ctx context.Context) {
-	if _, leads := s.group.LeaderTerm(); !leads || s.group.Status().Voters < 2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
-	defer cancel()
-	if err := s.group.Transfer(ctx, ""); err != nil {
-		s.log.Warn("cannot hand the leadership over before stopping: an election will follow", "error", err)
-	}
-}
-
-// handOverTimeout bounds handOver, which takes milliseconds when the other voter is there. Without it an election
-// follows, which takes about two seconds.
-const handOverTimeout = time.Second
-
 // readFailed counts and logs a read that met damage. (One that met a closing engine is no news.)
 func (s *Shard) readFailed(op wire.Opcode, st wire.Status, err error) {
 	if st != wire.StatusDamaged {
@@ -302,6 +376,8 @@ func (s *Shard) propose(ctx context.Context, op *wire.Op, payload []byte) wire.R
 
 // close ends the shard: no more proposals, everything answered, a last checkpoint, then the files.
 func (s *Shard) close(ctx context.Context) error {
+	s.scrub.stop()
+	s.health.stop()
 	s.expiry.stop()
 	s.keeper.stop()
 	err := s.batcher.Close(ctx)
@@ -319,7 +395,12 @@ func (p proposer) Propose(entry []byte, done func([]wire.Result, wire.Status)) w
 			done(nil, outcome(err))
 			return
 		}
-		done(result.([]wire.Result), wire.StatusOK)
+		results := result.([]wire.Result)
+		if results == nil { // the engine has failed at this entry, which others may apply: nobody knows
+			done(nil, wire.StatusLeadershipLost)
+			return
+		}
+		done(results, wire.StatusOK)
 	})
 	if err == nil {
 		return wire.StatusOK

@@ -47,7 +47,25 @@ func (m stateMachine) OpenSnapshot(ctx context.Context) (consensus.Durable, io.R
 		return consensus.Durable{}, nil, err
 	}
 	meta := s.Meta()
-	return consensus.Durable{Index: meta.Index, Term: meta.Term, Configuration: meta.Configuration, ConfigurationIndex: meta.ConfigurationIndex}, s, nil
+	return consensus.Durable{Index: meta.Index, Term: meta.Term, Configuration: meta.Configuration, ConfigurationIndex: meta.ConfigurationIndex}, snapshotStream{s}, nil
+}
+
+// snapshotStream is a snapshot that is being sent, as a group sees it.
+type snapshotStream struct{ *engine.Snapshot }
+
+// Progress tells a group how far the snapshot has been read.
+func (s snapshotStream) Progress() consensus.SnapshotProgress {
+	return progressOf(s.Snapshot.Progress())
+}
+
+// Receiving tells a group how far the snapshot that is being received has come.
+func (m stateMachine) Receiving() (consensus.SnapshotProgress, bool) {
+	p, ok := m.engine.Receiving()
+	return progressOf(p), ok
+}
+
+func progressOf(p engine.SnapshotProgress) consensus.SnapshotProgress {
+	return consensus.SnapshotProgress{Records: p.RecordsDone, Bytes: p.Bytes, TotalRecords: p.Records, TotalBytes: p.RecordBytes}
 }
 
 // ReceiveSnapshot implements consensus.StateMachine.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"kvstore/consensus"
@@ -47,11 +48,55 @@ type statusDocument struct {
 	Bytes         uint64         `json:"bytes"`
 	Sessions      int            `json:"sessions"`
 	Disk          diskStatus     `json:"disk"`
+	// ClockSkewMs is how far this node's time of day is off the median of the voters'; null while that is not known.
+	ClockSkewMs *int64 `json:"clock_skew_ms"`
+	// Writable is what the disks let a leader take: ok, low (deletes only) or critical (nothing).
+	Writable string `json:"writable"`
+	// Transfers are the copies of the state under way between this node and others.
+	Transfers []transferStatus `json:"transfers"`
+	// Autopilot is how this node, as the leader, judges the members; null on others.
+	Autopilot *autopilotStatus `json:"autopilot"`
+	Scrub     scrubStatus      `json:"scrub"`
+	// Quarantine tells when the state was found wrong and made anew; null if it never was.
+	Quarantine *quarantineStatus `json:"quarantine"`
+	// Damage is what a read or a scrub met in the state that can't be read, LogDamage in the log; empty: nothing.
+	Damage    string `json:"damage"`
+	LogDamage string `json:"log_damage"`
+	// DigestMismatch tells of members whose state is another at an index that both have had; null: none is known.
+	DigestMismatch *mismatch `json:"digest_mismatch"`
+	// Stalled: this node does not apply what its log has.
+	Stalled bool `json:"stalled"`
 }
 
 type leaseStatus struct {
-	Held bool   `json:"held"`
-	Mode string `json:"mode"`
+	Held bool `json:"held"`
+	// Mode is lease, readindex or off; Reason says why it is not lease although that was asked for, or not held.
+	Mode   string `json:"mode"`
+	Reason string `json:"reason"`
+}
+
+// transferStatus is one copy of the state under way.
+type transferStatus struct {
+	ID string `json:"id"`
+	// Direction is send, receive, or fetch.
+	Direction string `json:"direction"`
+	Index     uint64 `json:"index"`
+	// Bytes are those of the stream so far, RecordBytes of RecordBytesTotal (about) what was in it.
+	Bytes            uint64    `json:"bytes"`
+	Records          uint64    `json:"records"`
+	RecordsTotal     uint64    `json:"records_total"`
+	RecordBytes      uint64    `json:"record_bytes"`
+	RecordBytesTotal uint64    `json:"record_bytes_total"`
+	StartedAt        time.Time `json:"started_at"`
+	RateBytes        uint64    `json:"rate_bytes"`
+	// Streamed: what is left is to check and to install.
+	Streamed bool `json:"streamed"`
+}
+
+type quarantineStatus struct {
+	// Reason is that of the last time, At are the last times at which the state was set aside.
+	Reason string      `json:"reason"`
+	At     []time.Time `json:"at"`
 }
 
 // pendingStatus is a configuration that is not committed yet.
@@ -69,11 +114,14 @@ type nodeStatus struct {
 	RaftAddress  string `json:"raft_address"`
 	Address      string `json:"address"`
 	AppliedIndex uint64 `json:"applied_index"`
-	// Lag is how many entries of the log it has applied less than the most advanced node that answered.
-	Lag     uint64 `json:"lag"`
-	Version string `json:"version"`
+	// Lag is how many entries of the log it has applied less than the most advanced node that answered; null while
+	// it does not answer.
+	Lag     *uint64 `json:"lag"`
+	Version string  `json:"version"`
 	// Pid is that of its process, 0 while it does not answer.
 	Pid int `json:"pid"`
+	// Disk is null while it does not tell.
+	Disk *diskStatus `json:"disk"`
 }
 
 type memberStatus struct {
@@ -127,6 +175,8 @@ func (s *Service) status() *statusDocument {
 		s.shard.log.Debug("no statistics", "error", err) // the engine is closing: zeros are shown
 	}
 	leader, _, term := s.shard.group.Leader()
+	h := s.shard.health
+	disk := diskStatus{State: h.disks.own().String(), FreeBytes: s.shard.guard.Free()}
 	d := &statusDocument{
 		ClusterID: hex.EncodeToString(cluster[:]), HistoryID: hex.EncodeToString(history[:]),
 		NodeID: s.info.NodeID, Incarnation: s.info.Incarnation,
@@ -137,18 +187,22 @@ func (s *Service) status() *statusDocument {
 		FirstIndex: raft.FirstIndex, LastIndex: raft.LastIndex,
 		Revision:    strconv.FormatUint(applied.Revision, 10),
 		StateDigest: hex.EncodeToString(digest[:]),
-		Lease:       leaseStatus{Held: s.shard.serves() && s.shard.group.Lease(), Mode: s.info.ReadMode},
+		Lease:       s.leaseStatus(),
 		Durability:  "fsync", ReadMode: s.info.ReadMode,
 		Level: e.Level(), Records: stats.Records, Bytes: stats.RecordBytes, Sessions: stats.Sessions,
 		Nodes: []nodeStatus{}, CurrentConfig: []memberStatus{}, // arrays even where nothing is known
-		Disk: diskStatus{State: s.shard.guard.State().String(), FreeBytes: s.shard.guard.Free()},
+		Disk: disk, Writable: h.disks.writable().String(), Stalled: h.stalled.Load(),
+		Transfers: []transferStatus{}, Scrub: s.shard.scrub.status(),
 	}
-	for _, m := range byID(raft.Configuration) {
+	s.addHealth(d)
+	for _, m := range byID(raft.Committed) {
 		d.CurrentConfig = append(d.CurrentConfig, memberStatus{NodeID: m.ID, Address: m.Address, Role: roleOf(m.Voter)})
+	}
+	for _, m := range raft.Configuration {
 		if m.ID == d.NodeID {
 			d.Nodes = append(d.Nodes, nodeStatus{
 				ID: m.ID, Role: d.roleOfNode(m), State: d.state(), RaftAddress: m.Address,
-				Address: s.info.Advertise, AppliedIndex: digestIndex, Version: s.info.Version, Pid: d.Pid,
+				Address: s.info.Advertise, AppliedIndex: digestIndex, Version: s.info.Version, Pid: d.Pid, Lag: new(uint64), Disk: &disk,
 			})
 		}
 	}
@@ -156,6 +210,45 @@ func (s *Service) status() *statusDocument {
 		d.PendingConfig = &pendingStatus{pendingMembers(raft.Pending)}
 	}
 	return d
+}
+
+// leaseStatus describes the read lease.
+func (s *Service) leaseStatus() leaseStatus {
+	st := s.shard.group.LeaseState()
+	l := leaseStatus{Held: s.shard.serves() && st.Held, Mode: string(st.Mode), Reason: st.Reason}
+	if s.shard.readIndex && l.Mode == readModeLease {
+		l.Mode, l.Reason = readModeReadIndex, "--read-mode readindex"
+	}
+	return l
+}
+
+// addHealth adds what this node knows of its own state and of the others'.
+func (s *Service) addHealth(d *statusDocument) {
+	shard := s.shard
+	if ms, ok := shard.group.WallSkew(); ok {
+		d.ClockSkewMs = &ms
+	}
+	for _, t := range shard.group.Transfers() {
+		d.Transfers = append(d.Transfers, transferStatus{
+			ID: t.ID, Direction: string(t.Direction), Index: t.Index, Bytes: t.Bytes, Records: t.Records, RecordsTotal: t.TotalRecords,
+			RecordBytes: t.RecordBytes, RecordBytesTotal: t.TotalBytes, StartedAt: t.StartedAt.UTC(), RateBytes: t.RateBytes, Streamed: t.Streamed,
+		})
+	}
+	d.Autopilot = shard.autopilotStatus()
+	if q := shard.hold.state(); len(q.At) != 0 {
+		d.Quarantine = &quarantineStatus{Reason: q.Reason, At: q.At}
+	}
+	for _, t := range []struct {
+		from *atomic.Pointer[string]
+		to   *string
+	}{{&shard.damage, &d.Damage}, {&shard.logDamage, &d.LogDamage}} {
+		if text := t.from.Load(); text != nil {
+			*t.to = *text
+		}
+	}
+	if m := shard.health.mismatch(); m.Index != 0 {
+		d.DigestMismatch = &m
+	}
 }
 
 // byID gives members in the order of their ids.
@@ -197,7 +290,9 @@ func (s *Service) addPeers(d *statusDocument, answers map[string]*statusDocument
 		known, _ := s.shard.roster.member(m.ID)
 		n := nodeStatus{ID: m.ID, Role: d.roleOfNode(m), State: stateUnreachable, RaftAddress: m.Address, Address: known.Address, Version: known.Version}
 		if a := answers[m.ID]; a != nil {
-			n.State, n.AppliedIndex, n.Version, n.Pid = a.state(), a.AppliedIndex, a.Version, a.Pid
+			n.State, n.AppliedIndex, n.Version, n.Pid, n.Disk = a.state(), a.AppliedIndex, a.Version, a.Pid, &a.Disk
+		} else if v, ok := s.shard.health.of(m.ID); ok {
+			n.Disk = &diskStatus{State: v.Disk, FreeBytes: v.Free}
 		}
 		d.Nodes = append(d.Nodes, n)
 	}
@@ -207,7 +302,8 @@ func (s *Service) addPeers(d *statusDocument, answers map[string]*statusDocument
 	}
 	for i := range d.Nodes {
 		if n := &d.Nodes[i]; n.State != stateUnreachable {
-			n.Lag = most - n.AppliedIndex
+			lag := most - n.AppliedIndex
+			n.Lag = &lag
 		}
 	}
 }

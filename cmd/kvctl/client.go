@@ -110,8 +110,8 @@ func (s *clientStore) Put(ctx context.Context, key string, value []byte, o putOp
 	return uint64(v), s.sort(err)
 }
 
-func (s *clientStore) Get(ctx context.Context, key string) (record, error) {
-	v, err := s.c.Get(ctx, key)
+func (s *clientStore) Get(ctx context.Context, key string, o readOptions) (record, error) {
+	v, err := s.c.Get(ctx, key, getOpts(&o)...)
 	if err != nil {
 		return record{}, s.sort(err)
 	}
@@ -132,7 +132,7 @@ const pagePause = 200 * time.Millisecond
 
 func (s *clientStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
-		opts := client.ListOptions{Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse}
+		opts := client.ListOptions{Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse, Read: getOpts(&o.Read)}
 		var cursor []byte
 		var revision client.Version
 		for {
@@ -235,10 +235,26 @@ func (s *clientStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
 }
 
 func recordOf(key string, v *client.Value) record {
+	age := v.Age()
+	if age == client.AgeUnknown {
+		age = -1
+	}
 	return record{
 		Key: key, Value: v.Data, Version: uint64(v.Version), CreatedAt: v.CreatedAt, UpdatedAt: v.UpdatedAt, ExpiresAt: v.ExpiresAt,
-		ContentType: v.ContentType, Encoding: v.Encoding, Tags: v.Tags(),
+		ContentType: v.ContentType, Encoding: v.Encoding, Tags: v.Tags(), Age: age,
 	}
+}
+
+func getOpts(o *readOptions) []client.GetOption {
+	switch {
+	case o.MaxAge > 0:
+		return []client.GetOption{client.MaxAge(o.MaxAge)}
+	case o.Consistency == stale:
+		return []client.GetOption{client.Stale()}
+	case o.Consistency == anyNode:
+		return []client.GetOption{client.AnyNode()}
+	}
+	return nil
 }
 
 func putOpts(o *putOptions) []client.PutOption {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +31,11 @@ func TestCluster_OutputsAndExitCodes_Golden(t *testing.T) {
 		{args: "member remove n1"}, {args: "member rm n3 -o raw"},
 		{args: "member remove n1", members: `{"leader_id":"n2","members":[{"id":"n2","role":"voter"}]}`},
 		{args: "member add n3 --raft-address 10.0.1.12:7000 --address 10.0.1.12:7001 --incarnation 000102030405060708090a0b0c0d0e0f"},
+		{args: "member demote n1"}, {args: "member replace n1"}, {args: "member replace n3 --with n1"}, {args: "member priority n1 50"}, {args: "member priority n1 0 -o json"},
+		{args: "member list", members: `{"leader_id":"n2","term":7,"members":[{"id":"n1","role":"learner","state":"ok","kept_learner":true},{"id":"n2","role":"voter","leader":true,"state":"ok","priority":50},` +
+			`{"id":"n3","role":"voter","state":"unreachable"},{"id":"n4","role":"voter","state":"ok","priority":0}],"current":[{"node_id":"n1","role":"voter"},{"node_id":"n2","role":"voter"},{"node_id":"n3","role":"voter"}],` +
+			`"pending":[{"node_id":"n1","role":"learner"},{"node_id":"n2","role":"voter"},{"node_id":"n4","role":"voter"}],` +
+			`"autopilot":{"healthy":false,"failure_tolerance":0,"servers":[{"id":"n2","healthy":true},{"id":"n3","healthy":false}]}}`},
 		{args: "member promote n1"}, {args: "move-leader"}, {args: "move-leader n2"}, {args: "transfer-leader n2 -o json"},
 		{args: "member"}, {args: "member fly"},
 		{args: "status", status: healthy()},
@@ -51,7 +57,11 @@ func TestCluster_OutputsAndExitCodes_Golden(t *testing.T) {
 			b.WriteString("stderr: " + line)
 		}
 		for _, q := range s.asked {
-			fmt.Fprintf(&b, "asked: %+v\n", q)
+			question, err := json.Marshal(q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&b, "asked: %s\n", question)
 		}
 		fmt.Fprintf(&b, "exit %d\n\n", code)
 	}
@@ -74,7 +84,7 @@ func TestMember_Failures_ExitCodesAndMessages(t *testing.T) {
 		{kindUnhealthy, 7, "nothing was changed"},
 		{kindConnect, 3, "went wrong"},
 	} {
-		for _, args := range []string{"member remove n3", "member promote n3", "member add n3 --raft-address h:1 --address h:2 --incarnation " + strings.Repeat("0", 32), "move-leader n3"} {
+		for _, args := range []string{"member remove n3", "member promote n3", "member demote n3", "member replace n3", "member replace n3 --with n4", "member priority n3 7", "member add n3 --raft-address h:1 --address h:2 --incarnation " + strings.Repeat("0", 32), "move-leader n3"} {
 			s := newFakeStore()
 			s.fail = func(string, string) error { return &storeError{kind: c.kind, err: errors.New("went wrong")} }
 			code, out, errs := cli(t, s, "", strings.Fields(args)...)
@@ -99,7 +109,8 @@ func TestMember_Failures_ExitCodesAndMessages(t *testing.T) {
 
 func TestMember_WrongCommandLines_ExitTwoAndAskNobody(t *testing.T) {
 	for _, args := range []string{
-		"member list x", "member remove", "member remove a b", "member promote", "member add", "member add n4", "member add n4 --raft-address h",
+		"member list x", "member remove", "member remove a b", "member promote", "member demote", "member demote a b", "member replace", "member replace a b", "member replace a --with " + strings.Repeat("n", 65), "member priority", "member priority n1", "member priority n1 high", "member priority n1 101", "member priority n1 0.5",
+		"member add", "member add n4", "member add n4 --raft-address h",
 		"member add n4 --raft-address h:", "member add n4 --raft-address h:1 --address h", "member add n4 --raft-address h:1 --address h:2 --incarnation 12", "member add n4 --raft-address h:1 --address h:2",
 		"member add n4 --raft-address h:1 --incarnation " + strings.Repeat("0", 32),
 		"member add n4 --raft-address h:1 --address h:2 --incarnation " + strings.Repeat("g", 32), "member remove " + strings.Repeat("n", 65), "member remove n\xff", "move-leader a b", "move-leader " + strings.Repeat("n", 65),
@@ -111,7 +122,7 @@ func TestMember_WrongCommandLines_ExitTwoAndAskNobody(t *testing.T) {
 			t.Errorf("%q: exit %d, %d calls, %q", args, code, s.calls, errs)
 		}
 	}
-	for _, args := range [][]string{{"member", "remove", ""}, {"move-leader", ""}} {
+	for _, args := range [][]string{{"member", "remove", ""}, {"move-leader", ""}, {"member", "replace", "n1", "--with", ""}, {"member", "priority", "n1", ""}, {"member", "priority", "n1", "--", "-1"}} {
 		s := newFakeStore()
 		if code, _, errs := cli(t, s, "", args...); code != exitUsage || s.calls != 0 {
 			t.Errorf("%q: exit %d, %d calls, %q", args, code, s.calls, errs)
@@ -294,16 +305,19 @@ func TestExport_MomentIsGone_FileBeginsAnewStdoutFails(t *testing.T) {
 
 func TestHelp_ClusterVerbs_HaveExamplesAndSayWhatHappens(t *testing.T) {
 	for args, wants := range map[string][]string{
-		"member":         {"kvctl member remove node-3", "--join", "list", "promote"},
-		"member list":    {"kvctl member list -o json"},
-		"member add":     {"--raft-address", "by itself"},
-		"member remove":  {"empty data directory", "--join"},
-		"member promote": {"caught up"},
-		"move-leader":    {"kvctl move-leader node-2", "most advanced"},
-		"status":         {"7 when it has no leader", "--endpoints 10.0.1.10:7001"},
-		"export":         {"--patience", "are never mixed", "pipefail"},
-		"import":         {"--patience", "session"},
-		"":               {"move-leader", "member", "Cluster:"},
+		"member":          {"kvctl member remove node-3", "--join", "list", "promote"},
+		"member list":     {"kvctl member list -o json"},
+		"member add":      {"--raft-address", "by itself"},
+		"member remove":   {"empty data directory", "--join"},
+		"member promote":  {"caught up"},
+		"member demote":   {"stays one until it is promoted", "no majority"},
+		"member replace":  {"--with node-4", "empty", "--join"},
+		"member priority": {"--leader-priority", "a minute"},
+		"move-leader":     {"kvctl move-leader node-2", "most advanced"},
+		"status":          {"7 when it has no leader", "--endpoints 10.0.1.10:7001"},
+		"export":          {"--patience", "are never mixed", "pipefail"},
+		"import":          {"--patience", "session"},
+		"":                {"move-leader", "member", "Cluster:"},
 	} {
 		code, out, _ := cli(t, newFakeStore(), "", append(strings.Fields(args), "--help")...)
 		for _, want := range wants {

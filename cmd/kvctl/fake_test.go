@@ -31,8 +31,10 @@ type fakeStore struct {
 	// members is the answer to Admin; asked are its requests.
 	members string
 	asked   []adminRequest
-	calls   int
-	closed  int
+	// read are the options of the last Get or List.
+	read   readOptions
+	calls  int
+	closed int
 }
 
 func newFakeStore() *fakeStore { return &fakeStore{data: map[string]record{}} }
@@ -97,9 +99,10 @@ func (f *fakeStore) Put(ctx context.Context, key string, value []byte, o putOpti
 	return f.version, nil
 }
 
-func (f *fakeStore) Get(ctx context.Context, key string) (record, error) {
+func (f *fakeStore) Get(ctx context.Context, key string, o readOptions) (record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.read = o
 	if err := f.step(ctx, "get", key); err != nil {
 		return record{}, err
 	}
@@ -128,6 +131,7 @@ func (f *fakeStore) Delete(ctx context.Context, key string, cs []condition) (boo
 func (f *fakeStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
 		f.mu.Lock()
+		f.read = o.Read
 		var keys []string
 		for k := range f.data {
 			if strings.HasPrefix(k, o.Prefix) && k >= o.Start && (o.End == "" || k < o.End) {

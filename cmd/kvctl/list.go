@@ -24,6 +24,7 @@ const (
 
 func (a *app) listCmd() *cobra.Command {
 	var o listOptions
+	var read readFlags
 	c := &cobra.Command{
 		Use: "list [PREFIX]", Aliases: []string{"ls"}, Short: "List keys in order", Args: cobra.MaximumNArgs(1),
 		Long: `List keys in order of their bytes, all as of one moment. -o table shows the beginning of each value, -o json
@@ -39,9 +40,14 @@ and jsonl the whole, -o raw a line of key, TAB and value (with --keys-only: the 
 			if o.Limit < 0 {
 				return usagef("--limit is %d: it must be 0 (all) or more", o.Limit)
 			}
+			var err error
+			if o.Read, err = read.options(cmd); err != nil {
+				return err
+			}
 			return a.with(cmd.Context(), func(s store) error { return a.list(cmd.Context(), s, o) })
 		},
 	}
+	read.add(c)
 	f := c.Flags()
 	f.IntVar(&o.Limit, "limit", 0, "at most this many keys; 0 means all")
 	f.BoolVar(&o.KeysOnly, "keys-only", false, "do not fetch the values")

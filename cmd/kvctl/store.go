@@ -12,7 +12,7 @@ type store interface {
 	// Put writes a key and returns its version.
 	Put(ctx context.Context, key string, value []byte, o putOptions) (uint64, error)
 	// Get reads a key; a missing one is kindNotFound.
-	Get(ctx context.Context, key string) (record, error)
+	Get(ctx context.Context, key string, o readOptions) (record, error)
 	// Delete removes a key. deleted is false when there was none.
 	Delete(ctx context.Context, key string, conditions []condition) (deleted bool, version uint64, err error)
 	// List yields records in order of keys, all of one revision, until the first error; kindCompacted when
@@ -36,7 +36,25 @@ type record struct {
 	CreatedAt, UpdatedAt, ExpiresAt time.Time
 	ContentType, Encoding           string
 	Tags                            map[string]string
+	// Age says how old a stale answer may be, negative where nothing is known; 0 for all others.
+	Age time.Duration
 }
+
+// readOptions say what a read reflects. The zero value is what the leader has.
+type readOptions struct {
+	Consistency consistency
+	// MaxAge bounds the age of a stale read; 0 does not.
+	MaxAge time.Duration
+}
+
+type consistency int
+
+const (
+	linearizable consistency = iota
+	// anyNode is linearizable too, and any node may answer.
+	anyNode
+	stale
+)
 
 type putOptions struct {
 	TTL                   time.Duration
@@ -67,6 +85,7 @@ type listOptions struct {
 	Limit    int
 	KeysOnly bool
 	Reverse  bool
+	Read     readOptions
 	// Patience is how long to go on while the cluster cannot serve, counted anew for each page; Waiting is
 	// told why before a page is asked for again, once for each page.
 	Patience time.Duration

@@ -31,8 +31,11 @@ func main() {
 }
 
 func run(args []string, env func(string) (string, bool), stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "recover" {
+		return runRecover(args[1:], env, stdout, stderr)
+	}
 	var c settings
-	set := c.declare()
+	set := c.declare(head)
 	if len(args) > 0 && args[0] == "server" {
 		args = args[1:] // first: options follow a command
 	}
@@ -42,7 +45,7 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 		return exitOK
 	case err == nil && len(rest) == 1 && rest[0] == "server":
 	case err == nil && len(rest) > 0:
-		err = fmt.Errorf("unknown command %q: the only one is server, which may be left out", rest[0])
+		err = fmt.Errorf("unknown command %q: there are server, which may be left out, and recover, which stands first", rest[0])
 	}
 	if c.version {
 		fmt.Fprintf(stdout, "kvstore %s (commit %s, %s, %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -83,7 +86,15 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	began := time.Now()
 	o := c.options()
 	o.Logger, o.Version, o.Commit = log, version, commit
+	restart := make(chan error, 1)
 	o.Fatal = func(err error) {
+		if errors.Is(err, node.ErrRestart) {
+			select {
+			case restart <- err:
+			default: // it is on its way already
+			}
+			return
+		}
 		fmt.Fprintf(stderr, "kvstore: stopping, the node may not go on: %v\n", err)
 		os.Exit(exitFailed)
 	}
@@ -100,6 +111,13 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	}()
 	select {
 	case err = <-started:
+	case err := <-restart:
+		cancel()
+		select {
+		case <-started:
+		case <-time.After(restartGrace):
+		}
+		return again(err, signals, stderr)
 	case sig := <-signals:
 		fmt.Fprintf(stderr, "kvstore: %s while starting: stopping\n", sig)
 		cancel()
@@ -108,12 +126,24 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 			return exitOK
 		}
 	}
+	if errors.Is(err, node.ErrRestart) {
+		return again(err, signals, stderr)
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "kvstore: %v\n", err)
 		return exitFailed
 	}
 	if ctx.Err() == nil { // no signal came while starting
-		sig := serve(n, &c, signals, stdout, began)
+		sig, err := serve(n, &c, signals, restart, stdout, began)
+		if err != nil {
+			fmt.Fprintf(stderr, "kvstore: stopping to start again: %v\n", err)
+			drain, cancelDrain := context.WithTimeout(context.Background(), min(o.DrainTimeout, restartGrace))
+			defer cancelDrain()
+			if err := n.Close(drain); err != nil {
+				fmt.Fprintf(stderr, "kvstore: stopped, not cleanly: %v\n", err) // the new process finds what is there, as after a crash
+			}
+			return again(err, signals, stderr)
+		}
 		fmt.Fprintf(stderr, "kvstore: %s: draining (a second signal stops at once)\n", sig)
 		go stopAtOnce(signals, stderr) // ends with the process
 	}
@@ -126,15 +156,39 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	return exitOK
 }
 
-// serve prints the banner as soon as the node serves and waits for a signal.
-func serve(n *node.Node, c *settings, signals <-chan os.Signal, stdout io.Writer, began time.Time) os.Signal {
-	select {
-	case <-n.Ready():
-		banner(stdout, n.Addresses(), n.Members(), n.Leader(), c, time.Since(began))
-		return <-signals
-	case sig := <-signals:
-		return sig
+// serve prints the banner as soon as the node serves and waits for a signal, or for the wish of a restart.
+func serve(n *node.Node, c *settings, signals <-chan os.Signal, restart <-chan error, stdout io.Writer, began time.Time) (os.Signal, error) {
+	ready := n.Ready()
+	for {
+		select {
+		case <-ready:
+			banner(stdout, n.Addresses(), n.Members(), n.Leader(), c, time.Since(began))
+			ready = nil
+		case sig := <-signals:
+			return sig, nil
+		case err := <-restart:
+			return nil, err
+		}
 	}
+}
+
+// restartGrace bounds how long a node that starts again is given to stop in order: it hands its leadership over and
+// answers what is under way. Where its store is damaged, more can't be had by waiting.
+const restartGrace = 5 * time.Second
+
+// again replaces this process by a new one of the same program, with the same arguments and environment: whatever the
+// old one still held open or running ends with it. Only a signal, or a failure to do so, makes it return.
+func again(cause error, signals <-chan os.Signal, stderr io.Writer) int {
+	select {
+	case sig := <-signals:
+		fmt.Fprintf(stderr, "kvstore: %s: not starting again\n", sig)
+		return exitOK
+	default:
+	}
+	fmt.Fprintf(stderr, "kvstore: starting again: %v\n", cause)
+	err := syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+	fmt.Fprintf(stderr, "kvstore: cannot start again: %v\n", err)
+	return exitFailed
 }
 
 // stopAtOnce ends the process at the next signal. Nothing that was acknowledged is lost by that.

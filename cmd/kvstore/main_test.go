@@ -91,7 +91,7 @@ func tenNodes() string {
 // show when a node starts.
 func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
 	var c settings
-	if _, err := c.declare().Load(nil, noEnv, nil); err != nil {
+	if _, err := c.declare(head).Load(nil, noEnv, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.check(); err != nil {
@@ -115,7 +115,7 @@ func TestRun_DirectoryWithACluster_IgnoresHowItWasFoundedAndRefusesOthers(t *tes
 	dir := t.TempDir()
 	small := []string{"--data-dir", dir, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--raft-listen", "127.0.0.1:0", "--log-segment-size", "1MiB", "--disk-ballast", "0"}
 	var c settings
-	if _, err := c.declare().Load(small, noEnv, nil); err != nil {
+	if _, err := c.declare(head).Load(small, noEnv, nil); err != nil {
 		t.Fatal(err)
 	}
 	n, err := node.Open(t.Context(), c.options())
@@ -127,7 +127,7 @@ func TestRun_DirectoryWithACluster_IgnoresHowItWasFoundedAndRefusesOthers(t *tes
 	}
 	for _, option := range []string{"initial-cluster", "join"} {
 		c = settings{}
-		if _, err := c.declare().Load(append(small, "--"+option, "not=a=list"), noEnv, nil); err != nil {
+		if _, err := c.declare(head).Load(append(small, "--"+option, "not=a=list"), noEnv, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.check(); err != nil || !slices.Equal(c.ignored, []string{option}) {
@@ -145,7 +145,7 @@ func TestRun_DirectoryWithACluster_IgnoresHowItWasFoundedAndRefusesOthers(t *tes
 
 func TestBanner_NamesEveryAddressAndTheNextCommands(t *testing.T) {
 	var c settings
-	if _, err := c.declare().Load(nil, noEnv, nil); err != nil {
+	if _, err := c.declare(head).Load(nil, noEnv, nil); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -25,12 +26,17 @@ type settings struct {
 	heartbeat, election, lease                                  time.Duration
 	checkpointInterval, snapshotInterval                        time.Duration
 	startTimeout, drainTimeout, writeStall, proposalTimeout     time.Duration
+	scrubInterval                                               time.Duration
+	scrubRate                                                   int64
+	priorityAfter, deadAfter                                    time.Duration
+	leaderPriority                                              int
 	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
 	snapshotThreshold, trailingLogs, loops, readWorkers         int
 	maxConns, inFlight, batchOps, memtables, compactors         int
 	segment, batchBytes, memtable, cache, checkpointBytes       int64
 	diskFloor, ballast, queueBytes, readQueueBytes, historySize int64
-	logKeep, logCache                                           int64
+	logKeep, logKeepMax, logCache, snapshotRate                 int64
+	queueAge                                                    time.Duration
 
 	// ignored names the options that say nothing because the data directory belongs to a cluster already.
 	// Set by check.
@@ -51,11 +57,13 @@ Examples:
   kvstore --node-id node-4 … --join 10.0.0.1:7003,10.0.0.2:7003
                                            a further node of a running cluster
   kvstore --check-config --config kvstore.yaml
+  kvstore recover --data-dir /data --lost node-2,node-3
+                                           the last resort after the loss of a majority; see kvstore recover --help
 
 Options:`
 
-// declare lists every option with its default, bounds and meaning.
-func (c *settings) declare() *config.Set {
+// declare lists every option with its default, bounds and meaning, below head.
+func (c *settings) declare(head string) *config.Set {
 	s := config.New("kvstore", "KVSTORE_", head)
 	s.String(&c.nodeID, "node-id", "node-1", "unique, stable name of this node")
 	s.String(&c.dataDir, "data-dir", "./kvstore-data", "everything this node keeps")
@@ -82,6 +90,9 @@ func (c *settings) declare() *config.Set {
 	s.Section("Cluster")
 	s.String(&c.initialCluster, "initial-cluster", "", "NAME=HOST:RAFTPORT,…: all nodes of a new cluster, this one included, the same list on each; ignored once the data directory has a cluster")
 	s.String(&c.join, "join", "", "HOST:HTTPPORT,… of running members: ask them to take this node in, as a learner that votes once it has caught up; ignored once the data directory has a cluster")
+	s.Int(&c.leaderPriority, "leader-priority", 0, 0, 100, "how much this node is wished for as the leader: a leader of lower priority hands over to it once it has been well for priority-after; 0: no wish of its own, so that what kvctl member priority has set counts")
+	s.Duration(&c.priorityAfter, "priority-after", time.Minute, time.Second, 24*time.Hour, "how long a node must have kept up with a leader of lower priority before it is handed the leadership")
+	s.Duration(&c.deadAfter, "dead-after", 10*time.Minute, 0, 365*24*time.Hour, "silence after which a voter loses its vote by itself, so that the majority is counted without it; it stays a member and votes again once it has caught up, and of three voters none loses its vote; 0: never")
 	s.Choice(&c.readMode, "read-mode", "lease", []string{"lease", "readindex"}, "how linearizable reads are served: by the leader alone while it holds its lease, or each bunch confirmed by a majority, which trusts no clock")
 	s.Duration(&c.heartbeat, "heartbeat-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "silence of the leader after which an election begins; the same on all nodes")
 	s.Duration(&c.election, "election-timeout", 600*time.Millisecond, 50*time.Millisecond, time.Minute, "length of one election; at least heartbeat-timeout")
@@ -93,6 +104,7 @@ func (c *settings) declare() *config.Set {
 	s.Duration(&c.snapshotInterval, "snapshot-interval", 15*time.Second, 100*time.Millisecond, time.Hour, "how often a compaction is considered")
 	s.Int(&c.trailingLogs, "trailing-logs", 128, 1, 1<<30, "entries kept in the log behind a compaction")
 	s.Bytes(&c.logKeep, "log-keep-size", 256<<20, 0, 1<<40, "bytes of the log kept behind a compaction, besides trailing-logs, so that a node that was away is brought up without a copy of the whole state; 0: none")
+	s.Bytes(&c.logKeepMax, "log-keep-size-max", 1<<30, 0, 1<<40, "the same where sending a copy of the state takes so long that more is written meanwhile: up to this much, so that a node that was just restored needs no second copy; not below log-keep-size; 0: no more than that")
 	s.Bytes(&c.logCache, "log-cache-size", 32<<20, 0, 1<<40, "newest entries of the log kept in memory for the other nodes; 0: none")
 	s.Duration(&c.writeStall, "write-stall-timeout", 5*time.Second, 100*time.Millisecond, 10*time.Minute, "a write to the log that takes longer ends the node: its disk hangs")
 	s.Duration(&c.proposalTimeout, "proposal-timeout", 10*time.Second, 100*time.Millisecond, 10*time.Minute, "when a write without an answer from the log is reported as unknown")
@@ -100,6 +112,9 @@ func (c *settings) declare() *config.Set {
 	s.Int(&c.batchOps, "batch-operations", 4096, 1, 16384, "most operations of one entry")
 	s.Int(&c.inFlight, "batch-inflight", 4, 1, 32, "entries proposed and unanswered")
 	s.Bytes(&c.queueBytes, "queue-size", 64<<20, 20<<20, 4<<30, "bytes of writes that may wait for the log; beyond it the answer is BUSY")
+
+	s.Duration(&c.queueAge, "queue-age", 500*time.Millisecond, time.Millisecond, time.Minute, "how long writes may wait for the log while more come than can be done; beyond it the answer is BUSY, from half of it on for connections that have more waiting than others")
+	s.Bytes(&c.snapshotRate, "snapshot-rate", 64<<20, 0, 1<<40, "bytes per second at most of a copy of the state that goes to, or comes from, another node, at least 64KiB; 0: no bound")
 
 	s.Section("Engine")
 	s.Bytes(&c.memtable, "memtable-size", 64<<20, 1<<20, 1<<30, "size of one memtable")
@@ -110,6 +125,9 @@ func (c *settings) declare() *config.Set {
 	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes stored after which a checkpoint is made earlier")
 	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
 	s.Bytes(&c.historySize, "history-size", 1<<30, 1<<20, 1<<40, "bytes stored after which the past is given up earlier")
+
+	s.Duration(&c.scrubInterval, "scrub-interval", 24*time.Hour, 0, 365*24*time.Hour, "how often all that is stored is read and checked, so that damage is found while other nodes have the data; the first time 10 to 60 minutes after the start, or after the interval if that is shorter; 0: only when asked for")
+	s.Bytes(&c.scrubRate, "scrub-rate", 16<<20, 1<<20, 1<<40, "bytes that this reads in a second at most")
 
 	s.Section("Limits")
 	s.Bytes(&c.diskFloor, "disk-floor", 0, 0, 1<<50, "free space below which writes are refused, while deletes and reads go on; 0: the least there may be, 128MiB + 16 x memtable-size")
@@ -215,10 +233,12 @@ func (c *settings) options() node.Options {
 		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
 	}
 	o.Expected = c.expected
+	o.LeaderPriority, o.PriorityAfter, o.DeadAfter = c.leaderPriority, c.priorityAfter, time.Duration(orNone(int64(c.deadAfter)))
 	if c.initialCluster != "" {
 		// A list that can't be read was found by check.
 		o.InitialCluster, _ = node.ParseInitialCluster(c.initialCluster)
 	}
+	o.ScrubInterval, o.ScrubRate = time.Duration(orNone(int64(c.scrubInterval))), c.scrubRate
 	if c.join != "" {
 		o.Join = strings.Split(c.join, ",")
 	}
@@ -226,12 +246,17 @@ func (c *settings) options() node.Options {
 
 	b := &o.Batcher
 	b.EntryBytesTarget, b.EntryOpsMax, b.InFlightMax, b.QueueBytesMax = int(c.batchBytes), c.batchOps, c.inFlight, int(c.queueBytes)
+	b.QueueAgeMax = c.queueAge
 
 	r := &o.Consensus
 	r.HeartbeatTimeout, r.ElectionTimeout, r.SegmentBytes = c.heartbeat, c.election, int(c.segment)
 	r.SnapshotThreshold, r.SnapshotInterval, r.TrailingLogs = uint64(c.snapshotThreshold), c.snapshotInterval, uint64(c.trailingLogs)
 	r.WriteStallTimeout, r.ProposalTimeout = c.writeStall, c.proposalTimeout
 	r.LeaseDuration, r.LogKeepBytes, r.LogCacheBytes = c.lease, orNone(c.logKeep), orNone(c.logCache)
+	if r.LogKeepBytesMax = max(c.logKeep, c.logKeepMax); c.logKeep == 0 {
+		r.LogKeepBytesMax = -1 // none is none
+	}
+	r.SnapshotRateBytes = orNone(c.snapshotRate)
 
 	e := &o.Engine
 	e.MemtableBytes, e.NumMemtables, e.NumCompactors = c.memtable, c.memtables, c.compactors
@@ -246,6 +271,9 @@ func (c *settings) options() node.Options {
 	d.FloorBytes, d.BallastBytes = uint64(max(c.diskFloor, c.diskFloorLeast())), orNone(c.ballast)
 	return o
 }
+
+// raftAddress is where other nodes reach this one, as far as the options say.
+func (c *settings) raftAddress() string { return cmp.Or(c.raftAdvertise, c.raftListen) }
 
 // orNone turns a setting's 0 ("none") into the negative number by which the parts say none, since their
 // zero means the default.

@@ -1,0 +1,48 @@
+package gateway
+
+import (
+	"net/http"
+	"testing"
+
+	"kvstore/wire"
+)
+
+func TestGet_Consistency_BecomesElementsAndAgesAreTold(t *testing.T) {
+	m, s := start(t, nil)
+	for query, want := range map[string][]byte{
+		"":                                nil,
+		"?consistency=linearizable":       nil,
+		"?consistency=stale":              wire.AppendExtU8(nil, wire.ExtConsistency, wire.ConsistencyStale),
+		"?consistency=stale&max_age_ms=7": wire.AppendExtU64(wire.AppendExtU8(nil, wire.ExtConsistency, wire.ConsistencyStale), wire.ExtMaxAge, 7),
+	} {
+		if r, body := send(t, s, "GET", "/api/v1/keys/k"+query, ""); r.StatusCode != http.StatusNotFound || string(m.last.Ext) != string(want) {
+			t.Errorf("%s: %d %s, elements % x, want % x", query, r.StatusCode, body, m.last.Ext, want)
+		}
+	}
+	for _, query := range []string{"?max_age_ms=7", "?consistency=linearizable&max_age_ms=7", "?consistency=stale&max_age_ms=0", "?consistency=stale&max_age_ms=-1", "?consistency=stale&max_age_ms=x"} {
+		if r, body := send(t, s, "GET", "/api/v1/keys/k"+query, ""); r.StatusCode != http.StatusBadRequest || decode(t, body).Code != "KV-3000" {
+			t.Errorf("%s: %d %s", query, r.StatusCode, body)
+		}
+	}
+	if r, _ := send(t, s, "DELETE", "/api/v1/keys/k?consistency=stale", ""); r.StatusCode != http.StatusBadRequest {
+		t.Errorf("a stale delete: %d", r.StatusCode)
+	}
+	meta := wire.AppendExtMeta(nil, &wire.Meta{Version: 1})
+	for _, c := range []struct {
+		status wire.Status
+		ext    []byte
+		want   string
+	}{
+		{wire.StatusOK, meta, ""},
+		{wire.StatusOK, wire.AppendExtU64(meta[:len(meta):len(meta)], wire.ExtAge, 0), "0"},
+		{wire.StatusOK, wire.AppendExtU64(meta[:len(meta):len(meta)], wire.ExtAge, 1), "1"},
+		{wire.StatusNotFound, wire.AppendExtU64(nil, wire.ExtAge, 12_001), "13"},
+		{wire.StatusOK, wire.AppendExtU64(meta[:len(meta):len(meta)], wire.ExtAge, wire.AgeUnknown), ""},
+		{wire.StatusOK, wire.AppendExtU64(meta[:len(meta):len(meta)], wire.ExtAge, wire.AgeUnknown-1), "18446744073709552"},
+	} {
+		m.answer = &wire.Response{Status: c.status, Ext: c.ext}
+		if r, _ := send(t, s, "GET", "/api/v1/keys/k?consistency=stale", ""); r.Header.Get("X-KV-Age-Ms") != c.want {
+			t.Errorf("%s with elements % x: age %q, want %q", c.status, c.ext, r.Header.Get("X-KV-Age-Ms"), c.want)
+		}
+	}
+}
