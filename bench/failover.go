@@ -324,13 +324,15 @@ func (w *paced) finish(ctx context.Context, rep *FailoverReport) error {
 	if t.errors > 0 {
 		rep.ErrorsByKind, rep.ErrorSamples = t.kinds, t.samples
 	}
-	gaps := make([]float64, 0, len(rep.Kills))
+	gaps, writes := make([]float64, 0, len(rep.Kills)), make([]float64, 0, len(rep.Kills))
 	for _, k := range rep.Kills {
-		gaps = append(gaps, k.Gap)
+		gaps, writes = append(gaps, k.Gap), append(writes, k.LongestWrite)
 	}
 	slices.Sort(gaps)
-	rank := func(q float64) float64 { return gaps[int(math.Ceil(q*float64(len(gaps))))-1] }
-	rep.P50, rep.P99, rep.Max = rank(0.50), rank(0.99), gaps[len(gaps)-1]
+	slices.Sort(writes)
+	rank := func(sorted []float64, q float64) float64 { return sorted[int(math.Ceil(q*float64(len(sorted))))-1] }
+	rep.P50, rep.P99, rep.Max = rank(gaps, 0.50), rank(gaps, 0.99), gaps[len(gaps)-1]
+	rep.WriteP50, rep.WriteP99 = rank(writes, 0.50), rank(writes, 0.99)
 	return w.readBack(ctx, rep)
 }
 

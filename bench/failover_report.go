@@ -19,6 +19,9 @@ type FailoverReport struct {
 	P50 float64 `json:"p50"`
 	P99 float64 `json:"p99"`
 	Max float64 `json:"max"`
+	// WriteP50 and WriteP99 are those of KillReport.LongestWrite.
+	WriteP50 float64 `json:"write_p50"`
+	WriteP99 float64 `json:"write_p99"`
 	// Writes counts what was acknowledged, Lost what of it could not be read at the end.
 	Writes uint64 `json:"writes"`
 	Lost   uint64 `json:"lost"`
@@ -60,6 +63,9 @@ func (rep *FailoverReport) WriteTable(w io.Writer) error {
 		return fmt.Errorf("cannot write report: %w", err)
 	}
 	fmt.Fprintf(&b, "next acknowledged write after a kill: p50 %s, p99 %s, max %s\n", latencyText(rep.P50), latencyText(rep.P99), latencyText(rep.Max))
+	if rep.WriteP50 > 0 { // reports of earlier versions lack it
+		fmt.Fprintf(&b, "longest write across it: p50 %s, p99 %s\n", latencyText(rep.WriteP50), latencyText(rep.WriteP99))
+	}
 	fmt.Fprintf(&b, "%d writes acknowledged, %d of them lost, %d failed (%d of them unknown), %d not sent\n", rep.Writes, rep.Lost, rep.Errors, rep.Unknown, rep.NotSent)
 	if rep.Lost > 0 {
 		fmt.Fprintf(&b, "LOST, such as: %s\n", rep.LostKey)

@@ -19,8 +19,8 @@ import (
 const (
 	// floodTick is how often a connection of a flood sends what has fallen due.
 	floodTick = time.Millisecond
-	// floodIDs is the number of request ids of one connection: more requests than that are never under way,
-	// since the server answers BUSY beyond wire.ConnInflightMax.
+	// floodIDs bounds the unanswered requests of one connection: those that the server holds, at most
+	// wire.ConnInflightMax, and those that lie in the buffers of the sockets.
 	floodIDs = 1 << 16
 	// floodTimeout is the time that each request gives the server, and how long the end waits for answers.
 	floodTimeout = time.Second
@@ -44,10 +44,11 @@ type FloodReport struct {
 	Seconds float64 `json:"seconds"`
 	Sent    uint64  `json:"sent"`
 	// Done were answered with success (a read that finds nothing is one), Refused with a status that says that
-	// they were surely not executed; Other is the rest, by status.
-	Done    uint64            `json:"done"`
-	Refused uint64            `json:"refused"`
-	Other   map[string]uint64 `json:"other,omitempty"`
+	// they were surely not executed; RefusedBy has these by status, Other the rest.
+	Done      uint64            `json:"done"`
+	Refused   uint64            `json:"refused"`
+	RefusedBy map[string]uint64 `json:"refused_by,omitempty"`
+	Other     map[string]uint64 `json:"other,omitempty"`
 	// Skipped could not be sent on time: the generator, or the network, was too slow.
 	Skipped uint64 `json:"skipped"`
 	// P50 and P99 are microseconds from sending to the answer, of what was done.
@@ -90,7 +91,7 @@ func flood(ctx context.Context, o floodOptions) (*FloodReport, error) {
 	}
 	after := readCPU(o.run.ServerPIDs)
 	wg.Wait()
-	rep := &FloodReport{Seconds: o.run.Duration.Seconds(), Other: map[string]uint64{}}
+	rep := &FloodReport{Seconds: o.run.Duration.Seconds(), Other: map[string]uint64{}, RefusedBy: map[string]uint64{}}
 	latency := newHistogram()
 	for _, c := range conns {
 		if c.err != nil && ctx.Err() == nil {
@@ -106,6 +107,7 @@ func flood(ctx context.Context, o floodOptions) (*FloodReport, error) {
 				rep.Done += n
 			case s.Class() == wire.ClassRetry:
 				rep.Refused += n
+				rep.RefusedBy[s.String()] += n
 			default:
 				rep.Other[s.String()] += n
 			}
@@ -134,8 +136,9 @@ type floodConn struct {
 
 	mu sync.Mutex
 	// Guarded by mu: when each request was sent, since start; negative: not measured.
-	at    [floodIDs]time.Duration
-	start time.Time
+	at         [floodIDs]time.Duration
+	unanswered int
+	start      time.Time
 
 	// Owned by receive until it ends.
 	answers [256]uint64
@@ -204,7 +207,10 @@ func (c *floodConn) send(ctx context.Context, start time.Time) {
 		n := int(due)
 		due -= float64(n)
 		// What one write can't take in ten ticks is not made up for: the schedule would become a burst.
-		if most := int(rate*(10*floodTick).Seconds()) + 1; n > most {
+		c.mu.Lock()
+		room := floodIDs - c.unanswered
+		c.mu.Unlock()
+		if most := min(int(rate*(10*floodTick).Seconds())+1, room); n > most {
 			if now >= c.from {
 				c.skipped += uint64(n - most)
 			}
@@ -235,6 +241,7 @@ func (c *floodConn) frames(buf []byte, n int, now time.Duration, value []byte) [
 	defer c.mu.Unlock()
 	for range n {
 		c.id++
+		c.unanswered++
 		c.at[c.id%floodIDs] = at
 		key = append(key[:0], c.keys.name(c.rng.Int64N(int64(c.o.run.Keys)))...)
 		h := wire.Header{Op: c.o.op, Flags: wire.FlagCRC, StatusOrGroup: wire.GroupDefault, ID: c.id, TimeOrTimeout: uint32(floodTimeout / time.Millisecond)}
@@ -281,6 +288,7 @@ func (c *floodConn) receive() {
 				break
 			}
 			used += size
+			c.unanswered--
 			if at := c.at[h.ID%floodIDs]; at >= 0 {
 				st := h.Status()
 				c.answers[st]++

@@ -19,9 +19,10 @@ type OverloadOptions struct {
 	Run Options
 	// Factor is how many times the measured maximum is asked for. Default 3.
 	Factor float64
-	// Leader is the address that the second part floods; Conns is over how many connections, default 8.
-	Leader string
-	Conns  int
+	// Leader finds the address that the second part floods.
+	Leader func(context.Context) (string, error)
+	// Conns is over how many connections it does. Default 8.
+	Conns int
 }
 
 // OverloadReport is the result of Overload.
@@ -65,8 +66,12 @@ func Overload(ctx context.Context, t Target, o OverloadOptions) (*OverloadReport
 	if rep.Saturated.Ops == 0 {
 		return nil, errors.New("cannot overload: no operation succeeded in the first part")
 	}
+	leader, err := o.Leader(ctx)
+	if err != nil {
+		return nil, err
+	}
 	rep.Flooded, err = flood(ctx, floodOptions{
-		address: o.Leader, op: op, conns: o.Conns, run: run, rate: rep.Saturated.OpsPerSecond * o.Factor,
+		address: leader, op: op, conns: o.Conns, run: run, rate: rep.Saturated.OpsPerSecond * o.Factor,
 		keys: newKeySpace(run.KeyPrefix, run.Keys),
 	})
 	if err != nil {
@@ -104,7 +109,9 @@ func (rep *OverloadReport) WriteTable(w io.Writer) error {
 	fmt.Fprintf(&b, "%s\n%s: at most %.0f/s with %d callers; then %.0f/s sent, %.1f times as much, each once\n",
 		s.Machine, s.Workload, s.OpsPerSecond, s.Concurrency*max(1, s.Pipeline), float64(f.Sent)/f.Seconds, rep.Factor)
 	fmt.Fprintf(&b, "done: %.0f/s, %.0f %% of the maximum, within p50 %s and p99 %s\n", float64(f.Done)/f.Seconds, 100*rep.Goodput, latencyText(f.P50), latencyText(f.P99))
-	fmt.Fprintf(&b, "refused: %.0f/s\n", float64(f.Refused)/f.Seconds)
+	for _, st := range slices.Sorted(maps.Keys(f.RefusedBy)) {
+		fmt.Fprintf(&b, "refused: %.0f/s %s\n", float64(f.RefusedBy[st])/f.Seconds, st)
+	}
 	for _, st := range slices.Sorted(maps.Keys(f.Other)) {
 		fmt.Fprintf(&b, "failed: %d %s\n", f.Other[st], st)
 	}

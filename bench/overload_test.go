@@ -9,7 +9,7 @@ import (
 func TestOverloadReport_Judge_RefusalCostsWhatSuccessesDoNotExplain(t *testing.T) {
 	rep := &OverloadReport{
 		Saturated: &Report{Workload: "put", OpsPerSecond: 1000, ServerCPUMicrosPerOp: 40},
-		Flooded:   &FloodReport{Seconds: 10, Sent: 30000, Done: 9000, Refused: 20000, ServerCPU: 40*9000 + 5*20000, Other: map[string]uint64{"TIMEOUT": 1}},
+		Flooded:   &FloodReport{Seconds: 10, Sent: 30000, Done: 9000, Refused: 20000, ServerCPU: 40*9000 + 5*20000, Other: map[string]uint64{"TIMEOUT": 1}, RefusedBy: map[string]uint64{"BUSY": 20000}},
 	}
 	rep.judge()
 	if rep.Factor != 3 || rep.Goodput != 0.9 || rep.ServeCPU != 40 || rep.RefuseCPU != 5 || !rep.Met() {

@@ -154,6 +154,12 @@ type change struct{ file, from, to string }
 // program.
 func buildChanged(t *testing.T, changes ...change) string {
 	t.Helper()
+	return buildChangedWith(t, nil, changes...)
+}
+
+// buildChangedWith is buildChanged with further arguments of go build.
+func buildChangedWith(t *testing.T, args []string, changes ...change) string {
+	t.Helper()
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +189,7 @@ func buildChanged(t *testing.T, changes ...change) string {
 	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	path, err := testcluster.Build(dir, "kvstore", "-overlay", filepath.Join(dir, "overlay.json"))
+	path, err := testcluster.Build(dir, "kvstore", append(args, "-overlay", filepath.Join(dir, "overlay.json"))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 // shortLog makes the log so short that a node that was away for a few hundred writes finds its place in it
 // gone. Segments are removed as wholes.
 func shortLog() map[string]string {
-	return map[string]string{"log-keep-size": "0", "trailing-logs": "16", "snapshot-threshold": "32", "snapshot-interval": "100ms", "log-segment-size": "1MiB"}
+	return map[string]string{"log-keep-size": "0", "log-keep-size-max": "0", "trailing-logs": "16", "snapshot-threshold": "32", "snapshot-interval": "100ms", "log-segment-size": "1MiB"}
 }
 
 // blobs are large values, so that a snapshot takes a while.

@@ -27,7 +27,8 @@ to the next acknowledged write, the longest write across it, and what of the ack
 
 --kill is run by sh with KVBENCH_LEADER_ID and KVBENCH_LEADER_PID in its environment. It must end that node at once,
 return when the process is gone, and see to it that the node is started again, now or later. kvbench itself starts and
-kills nothing. Name all nodes with --endpoints: all must answer before the next kill.`,
+kills nothing. A command that hands the leadership over (kvctl move-leader) measures that instead, by the longest
+write across it. Name all nodes with --endpoints: all must answer before the next kill.`,
 		Example: `  kvbench failover --endpoints 127.0.0.1:7001,127.0.0.1:7011,127.0.0.1:7021 --kill 'kill -9 $KVBENCH_LEADER_PID'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if kill == "" {

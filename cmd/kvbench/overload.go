@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -57,13 +56,17 @@ generator can't take from the servers what they need to refuse it.`,
 func (a *app) runOverload(ctx context.Context, t target, s servers, o bench.OverloadOptions, check bool) error {
 	a.remark(s.remark)
 	o.Run.ServerPIDs, o.Run.Progress = s.pids, a.loadProgress()
-	for _, e := range a.endpoints {
-		if st, err := a.statusOf(ctx, e); err == nil && st.IsLeader {
-			o.Leader = e
+	o.Leader = func(ctx context.Context) (string, error) {
+		st, known, err := readStatus(ctx, t)
+		if err != nil {
+			return "", err
 		}
-	}
-	if o.Leader == "" {
-		return fmt.Errorf("none of %s leads: name all nodes with --endpoints", strings.Join(a.endpoints, ", "))
+		for _, n := range st.Nodes {
+			if known && n.Role == "leader" && n.Address != "" {
+				return n.Address, nil
+			}
+		}
+		return "", errors.New("the cluster tells no address of its leader")
 	}
 	rep, err := bench.Overload(ctx, t, o)
 	if err != nil {

@@ -31,7 +31,7 @@ func TestOverload_RealNode_CountsWhatBecomesOfAFlood(t *testing.T) {
 			t.Errorf("%s: exit %d, %s\n%s", w, code, out, errs)
 		}
 	}
-	if code, _, errs := cli(t, "overload", "--endpoints", endpoint, "--workload", "scan"); code == 0 || !strings.Contains(errs, "put or get") {
+	if code, _, errs := cli(t, "overload", "--endpoints", endpoint, "--workload", "txn", "--pipeline", "1"); code == 0 || !strings.Contains(errs, "put or get") {
 		t.Errorf("a workload that can't flood: exit %d, %s", code, errs)
 	}
 }

@@ -26,10 +26,12 @@ type status struct {
 	IsLeader bool   `json:"is_leader"`
 	Term     uint64 `json:"term"`
 	Nodes    []struct {
-		ID    string `json:"id"`
-		PID   int    `json:"pid"`
-		State string `json:"state"`
-		Lag   uint64 `json:"lag"`
+		ID      string `json:"id"`
+		Role    string `json:"role"`
+		Address string `json:"address"`
+		PID     int    `json:"pid"`
+		State   string `json:"state"`
+		Lag     uint64 `json:"lag"`
 	} `json:"nodes"`
 }
 

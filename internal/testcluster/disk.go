@@ -1,8 +1,10 @@
 package testcluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +27,15 @@ type Disk struct {
 	dir   string
 
 	mounted bool
+	hang    *hang // nil unless it hangs
+}
+
+// hang is a helper that thaws a disk when it is told to, or when this process is gone: nobody else could then, and the
+// file system would stay behind for ever.
+type hang struct {
+	helper *exec.Cmd
+	hold   io.WriteCloser
+	out    bytes.Buffer
 }
 
 // NewDisk makes and mounts a disk of the given size. It skips the test, with the reason, where loop
@@ -47,6 +58,11 @@ func NewDisk(t testing.TB, size int64) *Disk {
 		t.Skipf("SKIPPED, NOT TESTED: cannot mount a loop device, so no disk can lose its power: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
+		if d.hang != nil {
+			if err := d.Thaw(); err != nil {
+				t.Error(err)
+			}
+		}
 		if d.mounted {
 			if err := d.Unmount(); err != nil {
 				t.Error(err)
@@ -107,6 +123,38 @@ func (d *Disk) Sync() error {
 	}
 	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
 		return fmt.Errorf("cannot sync %s: %w", d.dir, err)
+	}
+	return nil
+}
+
+// Hang makes the disk hang: whatever is written or synced from here on waits until Thaw, as on a disk that does not
+// answer, and a process that waits so can't be killed. What was written before is synced first, and reads go on.
+func (d *Disk) Hang() error {
+	h := &hang{helper: exec.Command("sh", "-c", `trap "" HUP INT TERM; read _; exec fsfreeze --unfreeze "$0"`, d.dir)}
+	h.helper.Stdout, h.helper.Stderr = &h.out, &h.out
+	var err error
+	if h.hold, err = h.helper.StdinPipe(); err != nil {
+		return fmt.Errorf("cannot prepare the thaw of %s: %w", d.dir, err)
+	}
+	if err := h.helper.Start(); err != nil {
+		return fmt.Errorf("cannot prepare the thaw of %s: %w", d.dir, err)
+	}
+	d.hang = h
+	if out, err := exec.Command("fsfreeze", "--freeze", d.dir).CombinedOutput(); err != nil {
+		d.hang = nil
+		err = errors.Join(err, h.hold.Close())
+		_ = h.helper.Wait() // it complains that there is nothing to thaw
+		return fmt.Errorf("cannot make %s hang: %w: %s", d.dir, err, out)
+	}
+	return nil
+}
+
+// Thaw ends what Hang has begun.
+func (d *Disk) Thaw() error {
+	h := d.hang
+	d.hang = nil
+	if err := errors.Join(h.hold.Close(), h.helper.Wait()); err != nil {
+		return fmt.Errorf("cannot thaw %s: %w: %s", d.dir, err, h.out.String())
 	}
 	return nil
 }

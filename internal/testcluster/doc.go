@@ -3,8 +3,9 @@
 // What it does. It builds the commands once per test run (binaries.go), reserves loopback ports (ports.go),
 // starts, kills, freezes, stops and restarts a node (node.go) by its process (process.go) or several nodes that
 // make a cluster (cluster.go), reads what a node says of itself (status.go), cuts, delays and slows down what
-// one node sends to another (network.go), and makes disks that can be filled or lose their power (disk.go),
-// inside a mount namespace that no exit, however sudden, leaves behind (isolate.go).
+// one node sends to another (network.go), strikes at named places of a node's code (failpoint.go), and makes
+// disks that can be filled, hang or lose their power (disk.go), inside a mount namespace that no exit, however
+// sudden, leaves behind (isolate.go).
 //
 // How the network is cut without any privilege: the address by which a node is known to the others, its
 // --raft-advertise, is one of the test's own, which passes on what comes to --raft-listen. Who has made a

@@ -78,6 +78,7 @@ type Node struct {
 	proc     *process
 	starts   int
 	settings map[string]string // the flags of the next start
+	extra    []string          // environment of the next start
 
 	pid atomic.Int64 // of the process last started; 0: none yet
 }
@@ -149,6 +150,10 @@ func (n *Node) Start() {
 // Set gives the node a flag (without its dashes) from its next start on; Unset takes one away.
 func (n *Node) Set(name, value string) { n.settings[name] = value }
 
+// SetEnv adds variables, NAME=VALUE, to the environment of the process from its next start on, in the place of
+// those that an earlier call added.
+func (n *Node) SetEnv(vars ...string) { n.extra = vars }
+
 // Unset takes a flag away from the next start on.
 func (n *Node) Unset(name string) { delete(n.settings, name) }
 
@@ -170,7 +175,7 @@ func (n *Node) Launch() {
 	n.starts++
 	args := n.args()
 	fmt.Fprintf(n.output, "--- start %d: kvstore %s\n", n.starts, strings.Join(args, " "))
-	p, err := startProcess(n.path, args, n.env, n.output)
+	p, err := startProcess(n.path, args, slices.Concat(n.env, n.extra), n.output)
 	if err != nil {
 		n.t.Fatal(err)
 	}

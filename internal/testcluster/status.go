@@ -37,10 +37,36 @@ type Status struct {
 	} `json:"lease"`
 	Nodes         []NodeStatus   `json:"nodes"`
 	CurrentConfig []MemberStatus `json:"current_config"`
-	Disk          struct {
-		State     string `json:"state"`
-		FreeBytes uint64 `json:"free_bytes"`
-	} `json:"disk"`
+	Disk          DiskStatus     `json:"disk"`
+	// Writable is what the disks let a leader take.
+	Writable string `json:"writable"`
+	// Quarantine is nil unless the state was made anew.
+	Quarantine *struct {
+		Reason string   `json:"reason"`
+		At     []string `json:"at"`
+	} `json:"quarantine"`
+	Damage string `json:"damage"`
+	Scrub  struct {
+		Running      bool     `json:"running"`
+		FinishedAt   string   `json:"finished_at"`
+		Records      uint64   `json:"records"`
+		Digest       *bool    `json:"digest_matches"`
+		Damaged      []string `json:"damaged"`
+		DamagedCount int      `json:"damaged_count"`
+		LogError     string   `json:"log_error"`
+		Error        string   `json:"error"`
+	} `json:"scrub"`
+	DigestMismatch *struct {
+		Index uint64   `json:"index"`
+		With  []string `json:"with"`
+		Odd   bool     `json:"odd"`
+	} `json:"digest_mismatch"`
+}
+
+// DiskStatus is what a node says of its disk.
+type DiskStatus struct {
+	State     string `json:"state"`
+	FreeBytes uint64 `json:"free_bytes"`
 }
 
 // NodeStatus is what a node says of one node of the cluster.
@@ -51,7 +77,9 @@ type NodeStatus struct {
 	RaftAddress  string `json:"raft_address"`
 	Address      string `json:"address"`
 	AppliedIndex uint64 `json:"applied_index"`
-	Lag          uint64 `json:"lag"`
+	Lag          uint64 `json:"lag"` // 0 where it is not known
+	// Disk is nil where it is not known.
+	Disk *DiskStatus `json:"disk"`
 }
 
 // MemberStatus is one member of the configuration that is in force.

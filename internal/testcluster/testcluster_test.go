@@ -217,3 +217,34 @@ func TestDisk_PowerCut_LosesWhatWasNotSyncedAndNothingElse(t *testing.T) {
 	}
 	write("after", true)
 }
+
+// TestDisk_Hangs_WritesWaitUntilItThaws is the control of tests with a disk that hangs.
+func TestDisk_Hangs_WritesWaitUntilItThaws(t *testing.T) {
+	if Isolate(t) {
+		return
+	}
+	d := NewDisk(t, 64<<20)
+	f, err := os.Create(filepath.Join(d.Dir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Hang(); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { // ends with the thaw
+		_, err := f.Write([]byte("late"))
+		written <- errors.Join(err, f.Sync())
+	}()
+	select {
+	case err := <-written:
+		t.Errorf("a write to a disk that hangs returned %v", err)
+	case <-time.After(300 * time.Millisecond): // longer than any write that does not wait; a slow day can't fail this
+	}
+	if err := d.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-written, f.Close()); err != nil {
+		t.Error(err)
+	}
+}
