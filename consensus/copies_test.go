@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net"
 	"os"
@@ -81,7 +82,7 @@ func TestRefused_CopiesOfOneDirectory_OneTakesPartAndNothingIsLost(t *testing.T)
 	c.network.cut(victim.id, true)
 	stale := victim.clone("older", older, 90)
 	eventually(t, "the stale clone is refused", func() bool { return stale.g.Refused() != nil })
-	if err := stale.g.Refused(); !isRefused(err) || strings.Count(err.Error(), "held committed entries up to") != 2 {
+	if err := stale.g.Refused(); !isRefused(err) || !errors.Is(err, ErrCopied) || strings.Count(err.Error(), "held committed entries up to") != 2 {
 		t.Errorf("the stale clone: %v", err)
 	}
 	if got := len(stale.m.commands()); got >= len(leader.m.commands()) {
@@ -106,7 +107,7 @@ func TestRefused_CopiesOfOneDirectory_OneTakesPartAndNothingIsLost(t *testing.T)
 	c.network.point(victim.id, whole.g.o.Listener.Addr().String()) // as a supervisor moves an address
 	c.network.cut(victim.id, false)
 	eventually(t, "the node is told that it is out", func() bool { return victim.g.Refused() != nil })
-	if err := victim.g.Refused(); !isRefused(err) || strings.Count(err.Error(), "older copy") != 2 {
+	if err := victim.g.Refused(); !isRefused(err) || !errors.Is(err, ErrCopied) || strings.Count(err.Error(), "older copy") != 2 {
 		t.Errorf("the node: %v", err)
 	}
 	before := len(victim.m.commands())

@@ -164,7 +164,7 @@ func (g *Group) openLog() (*logStore, error) {
 	return openLogStore(logStoreOptions{
 		dir: g.o.Dir, log: g.log, fault: g.fault, metrics: &g.metrics,
 		segmentBytes: g.o.SegmentBytes, entryMax: max(g.o.EntryBytesMax, configurationBytesMax), bytesMax: g.o.LogBytesMax,
-		keep: g.o.LogKeepBytes, keepMax: g.o.LogKeepBytesMax, cache: g.o.LogCacheBytes,
+		keep: g.o.LogKeepBytes, keepMax: g.o.LogKeepBytesMax, cache: g.o.LogCacheBytes, grace: g.o.SnapshotGrace,
 		stall: g.o.WriteStallTimeout, vfs: g.o.vfs, meta: g.o.meta, crash: g.o.crash, durable: g.sm.Durable,
 	})
 }
@@ -260,8 +260,12 @@ func (g *Group) start(ctx context.Context) error {
 	if !member && !joined {
 		g.fault.close()
 		err := g.raft.Shutdown().Error()
-		return errors.Join(fmt.Errorf("%w in %q: it belongs to the group of %v, which does not know node %q. Start with the node id that this directory was created with, or with an empty directory; a member that was removed joins again with an empty directory and --join",
-			ErrContradiction, g.o.Dir, g.members(), g.o.NodeID), err)
+		var names []string
+		for _, m := range g.members() {
+			names = append(names, m.ID)
+		}
+		return errors.Join(fmt.Errorf("%w in %q: its members are %s, and node %q is none of them. If it was removed from the cluster, it joins again with an empty directory and --join; otherwise start with the node id that this directory was created with",
+			ErrContradiction, g.o.Dir, strings.Join(names, ", "), g.o.NodeID), err)
 	}
 	g.raft.RegisterObserver(raft.NewObserver(g.observed, false, func(o *raft.Observation) bool {
 		switch o.Data.(type) {

@@ -12,11 +12,15 @@ import (
 
 // Inspection is what a directory holds while no Group has it open.
 type Inspection struct {
-	// First and Last bound the log; zeros when it is empty. With First at 1 the log alone makes the whole state.
+	// First and Last bound the log; zeros when it is empty. With First at 1 and without Reach the log alone makes the
+	// whole state.
 	First, Last uint64
 	// Others are the other nodes that may have the state: the members of the newest configuration, committed or
 	// not, or the nodes that this one ever knew where no configuration can be found. Empty: this node is alone.
 	Others []string
+	// Reach is the entry up to which the state surely reached that is to be made anew, where the log does not reach as
+	// far: the copy must. 0: the log tells enough, or the checkpoint can't be read.
+	Reach uint64
 }
 
 // Inspect looks at the directory o.Dir for who must decide how to start a node whose state machine is damaged.
@@ -45,8 +49,8 @@ func Inspect(o Options, checkpoint *Durable) (in Inspection, err error) {
 	if in.First, in.Last, err = logs.bounds(); err != nil {
 		return in, err
 	}
-	if checkpoint != nil && !checkpoint.Installed {
-		if err := logs.reaches(in, checkpoint, o.Dir); err != nil {
+	if checkpoint != nil {
+		if in.Reach, err = logs.owes(in, checkpoint, o.Dir); err != nil {
 			return in, err
 		}
 	}
@@ -67,21 +71,24 @@ func Inspect(o Options, checkpoint *Durable) (in Inspection, err error) {
 	return in, nil
 }
 
-// reaches returns an error if the log has lost entries that the checkpoint covers. The checkpoint is about to be given
-// up with its state, and is the only thing that says so: majorities were counted with those entries, and without them
-// this node would vote for who lacks them too. REQUIRES: the checkpoint was not installed; of one that was, nothing is
-// acknowledged before the log was emptied for it.
-func (s *logStore) reaches(in Inspection, checkpoint *Durable, dir string) error {
+// owes returns Inspection.Reach, or an error if the log has lost entries that the checkpoint covers. The checkpoint is
+// about to be given up with its state, and is the only thing that says so: majorities were counted with those entries,
+// and without them this node would vote for who lacks them too. Only of one that was installed, nothing is acknowledged
+// before the log was emptied for it.
+func (s *logStore) owes(in Inspection, checkpoint *Durable, dir string) (reach uint64, err error) {
 	var l raft.Log
 	if i := checkpoint.Index; in.First <= i && i <= in.Last && in.Last > 0 {
 		if err := s.get(i, &l); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if in.Last >= checkpoint.Index && (l.Term == 0 || checkpoint.Term == 0 || l.Term == checkpoint.Term) {
-		return nil
+		return 0, nil
 	}
-	return fmt.Errorf("%w in %q: the checkpoint of the state that is to be made anew covers entry %d of term %d, but the log ends at %d, or is of another history: it has lost entries that this node acknowledged, or is from an older copy. Nothing is made anew from it. In a cluster: remove this member (kvctl member remove), then let it join again with an empty data directory; the others have what it is missing",
+	if checkpoint.Installed {
+		return checkpoint.Index, nil
+	}
+	return 0, fmt.Errorf("%w in %q: the checkpoint of the state that is to be made anew covers entry %d of term %d, but the log ends at %d, or is of another history: it has lost entries that this node acknowledged, or is from an older copy. Nothing is made anew from it. In a cluster: remove this member (kvctl member remove), then let it join again with an empty data directory; the others have what it is missing",
 		ErrContradiction, dir, checkpoint.Index, checkpoint.Term, in.Last)
 }
 

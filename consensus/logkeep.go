@@ -8,13 +8,13 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// pinGrace is how long the log behind a streamed snapshot stays after the stream has ended: the
-// follower must first install what it got, and only then asks for the entries that follow.
-const pinGrace = time.Minute
-
 // logPins are the places from which on the log must stay because a snapshot that ends there is on its
 // way to a follower. Without them a compaction could overtake each snapshot that is sent.
 type logPins struct {
+	// grace is how long a place stays after its stream has ended: the follower must first install what it got, and
+	// only then asks for the entries that follow. Immutable.
+	grace time.Duration
+
 	mu sync.Mutex
 	// Guarded by mu.
 	pins map[*logPin]struct{}
@@ -26,7 +26,7 @@ type logPin struct {
 	expires time.Time // zero while the stream is open
 }
 
-// pin keeps the log from index on until release and pinGrace longer.
+// pin keeps the log from index on until release and grace longer.
 func (p *logPins) pin(index uint64) *logPin {
 	p.mu.Lock()
 	defer p.mu.Unlock()

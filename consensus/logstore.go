@@ -86,8 +86,9 @@ type logStoreOptions struct {
 	segmentBytes int
 	entryMax     int
 	bytesMax     int64
-	keep, cache  int64 // as Options.LogKeepBytes and LogCacheBytes
-	keepMax      int64 // as Options.LogKeepBytesMax
+	keep, cache  int64         // as Options.LogKeepBytes and LogCacheBytes
+	keepMax      int64         // as Options.LogKeepBytesMax
+	grace        time.Duration // as Options.SnapshotGrace
 	stall        time.Duration
 	vfs          types.VFS
 	meta         func(types.MetaStore) types.MetaStore
@@ -137,7 +138,7 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 		wal: w, dir: o.dir, log: o.log, fault: o.fault, metrics: o.metrics,
 		watch:    newWatchdog(o.stall, "log", o.fault),
 		entryMax: o.entryMax, bytesMax: o.bytesMax, keep: o.keep, keepMax: o.keepMax, seed: codec.seed, durable: o.durable, crash: o.crash,
-		full: make(chan struct{}, 1), tail: tail,
+		full: make(chan struct{}, 1), tail: tail, pins: logPins{grace: o.grace},
 		restoreTime: func() time.Duration { return restoreMin },
 		compacting:  func() bool { return false },
 		cache:       logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},

@@ -215,13 +215,17 @@ func (g *Group) mayCampaign() error {
 // ErrRefused marks the refusal of this node by the others of its group: going on as it is cannot help.
 var ErrRefused = errors.New("this node is refused by the others")
 
+// ErrCopied marks an ErrRefused that speaks of the data directory and holds for ever: it is a copy beside which another
+// ran, an older one, or has lost what it had acknowledged.
+var ErrCopied = errors.New("the data directory is a copy, or an older state")
+
 // Refused returns an error that matches ErrRefused once a majority of the other voters has refused this
 // node for good; its text says why and what to do. It is nil as long as there is hope. From the first leader on
 // only refusals of this very process count, because of others with copies of its data directory: the rest is
 // for the cluster to say, which may just be changing its members.
 func (g *Group) Refused() error {
 	sawLeader := g.sawLeader.Load()
-	others := 0
+	others, copied := 0, 0
 	connections := g.transport.connections()
 	var texts []string
 	for _, id := range g.electors() {
@@ -230,6 +234,9 @@ func (g *Group) Refused() error {
 		}
 		others++
 		if c := connections[id]; c.refusesUs != "" && (c.copied || !sawLeader) {
+			if c.copied {
+				copied++
+			}
 			texts = append(texts, id+": "+c.refusesUs)
 		}
 	}
@@ -237,8 +244,18 @@ func (g *Group) Refused() error {
 		return nil
 	}
 	slices.Sort(texts)
+	if copied > others/2 {
+		return &copiedError{fmt.Errorf("%w: %s", ErrRefused, strings.Join(texts, "; "))}
+	}
 	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(texts, "; "))
 }
+
+// copiedError matches ErrCopied besides what it wraps, without saying it twice.
+type copiedError struct{ error }
+
+func (e *copiedError) Unwrap() error { return e.error }
+
+func (e *copiedError) Is(target error) bool { return target == ErrCopied }
 
 // Strangers returns, by id, the nodes that were last refused here because they belong to another cluster, with
 // what they were told. One that was accepted since is not among them.

@@ -162,6 +162,9 @@ type Options struct {
 	// least 10 s): a follower that has just been given one must find what follows it. Default 1 GiB, none if
 	// LogKeepBytes is negative; negative: none.
 	LogKeepBytesMax int64
+	// SnapshotGrace is how long the log that continues a snapshot stays after the snapshot was sent: the follower
+	// must install it before it asks for more. Default 1 min, at least 1 ms.
+	SnapshotGrace time.Duration
 	// SnapshotRateBytes bounds the copies of the state that this node sends, and those that it receives, in bytes
 	// of their streams a second. Default 64 MiB; at least 64 KiB; negative: no bound.
 	SnapshotRateBytes int64
@@ -174,6 +177,13 @@ type Options struct {
 	// unless the log reaches back to its first entry or the state machine has a checkpoint again. The caller must
 	// say so at each start until one has succeeded.
 	Rebuild bool
+	// RebuildReach is the entry that a state which Rebuild fetches must cover at least: Inspection.Reach, as it was
+	// before the state machine was emptied. 0: not known; with an empty log only a leader is believed then that a
+	// majority confirms.
+	RebuildReach uint64
+	// Unfit tells whether a node's state differs from that of a majority, as far as is known by pulses: it is not
+	// fetched. Called by Rebuild alone, which listens for a HeartbeatTimeout before. Optional.
+	Unfit func(id string) bool
 	// OnRebuild is told about the copy that Rebuild fetches, about once a second. Optional.
 	OnRebuild func(Transfer)
 	// LogCacheBytes bounds the newest entries that are kept in memory for the followers. Default 32 MiB;
@@ -239,6 +249,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.SnapshotThreshold, 2048)
 	setDefault(&o.SnapshotInterval, 15*time.Second)
 	setDefault(&o.SnapshotTimeout, time.Minute)
+	setDefault(&o.SnapshotGrace, time.Minute)
 	setDefault(&o.LogBytesMax, 1<<30)
 	setDefault(&o.TrailingLogs, 128)
 	setDefault(&o.LogKeepBytes, 256<<20)
@@ -331,6 +342,7 @@ func (o Options) validate() error {
 	fault(o.SegmentBytes < 64<<10 || o.SegmentBytes > 1<<30, "SegmentBytes %d is outside 64 KiB to 1 GiB", o.SegmentBytes)
 	fault(o.EntryBytesMax < 1 || o.EntryBytesMax > 60<<20, "EntryBytesMax %d is outside 1 byte to 60 MiB", o.EntryBytesMax)
 	fault(o.SnapshotInterval < 5*time.Millisecond, "SnapshotInterval %v is below 5ms", o.SnapshotInterval)
+	fault(o.SnapshotGrace < time.Millisecond, "SnapshotGrace %v is below 1ms", o.SnapshotGrace)
 	fault(o.SnapshotTimeout < 0, "SnapshotTimeout %v is negative", o.SnapshotTimeout)
 	fault(o.SnapshotRateBytes >= 0 && o.SnapshotRateBytes < 64<<10, "SnapshotRateBytes %d is below 64 KiB", o.SnapshotRateBytes)
 	fault(o.LogBytesMax < 0, "LogBytesMax %d is negative", o.LogBytesMax)

@@ -26,16 +26,19 @@ const (
 // Why what it comes back with is enough. Others count on two things that this node once had: the entries that it
 // acknowledged, and its votes. The votes are in the vote file. Of the entries it still has those in its log; those
 // before it were covered by the lost state, and were committed. So the copy must reach to the beginning of the log.
-// With an empty log nobody knows how far the lost state reached. It came as a copy then, of what was committed, and
-// nothing was acknowledged after it: a leader that a majority confirms now has applied all of that.
+// Where a copy had taken the log's place, or was about to, it is the copy's checkpoint that tells how far the lost state
+// reached (Options.RebuildReach): nothing was acknowledged after it, and whoever gave it holds as much durably. If that
+// checkpoint can't be read, and the log is empty, nobody knows. But the copy was of what was committed: a leader that a
+// majority confirms now has applied all of that.
 //
 // What lies behind the copy in the log is applied again as the leader says that it is committed. A copy that reaches
 // beyond the log, or is of another history where they overlap, takes the log's place, as after any installation.
 func (g *Group) rebuild(ctx context.Context, f found) error {
-	w := peer.Want{Confirmed: f.last == 0}
+	w := peer.Want{Reach: f.reach}
 	if f.last > 0 {
-		w.Reach = f.first - 1
+		w.Reach = max(w.Reach, f.first-1)
 	}
+	w.Confirmed = w.Reach == 0
 	sources, err := g.sources(f)
 	if err != nil {
 		return err
@@ -44,10 +47,19 @@ func (g *Group) rebuild(ctx context.Context, f found) error {
 	if len(others) == 0 {
 		return errors.New("this node has lost its state and knows no other node to fetch it from")
 	}
-	g.log.Warn("fetching the state from another node", "first_index", f.first, "last_index", f.last, "term", f.vote.currentTerm)
+	g.log.Warn("fetching the state from another node", "first_index", f.first, "last_index", f.last, "reach", w.Reach, "term", f.vote.currentTerm)
+	if g.o.Unfit != nil {
+		if err := sleep(ctx, g.o.HeartbeatTimeout); err != nil { // two pulses of each other node
+			return fmt.Errorf("cannot fetch the state from another node: %w", err)
+		}
+	}
 	for wait := rebuildPauseMin; ; wait = min(2*wait, rebuildPauseMax) {
 		refused := 0
 		for _, other := range others {
+			if g.o.Unfit != nil && g.o.Unfit(other.ID) {
+				g.log.Warn("the state of this node differs from that of a majority: it is not fetched", "peer", other.ID)
+				continue
+			}
 			err := g.fetch(ctx, other, w)
 			switch {
 			case err == nil:
@@ -64,14 +76,22 @@ func (g *Group) rebuild(ctx context.Context, f found) error {
 				return fmt.Errorf("%w: %w", ErrRefused, err)
 			}
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("cannot fetch the state from another node: %w", ctx.Err())
+		if err := sleep(ctx, wait); err != nil {
+			return fmt.Errorf("cannot fetch the state from another node: %w", err)
 		}
 		others = sources() // a founder may have been heard of meanwhile
+	}
+}
+
+// sleep waits for d; it returns ctx's error if that ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

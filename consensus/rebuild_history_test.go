@@ -69,13 +69,17 @@ func TestInspect_LogLostItsEnd_IsRefused(t *testing.T) {
 	d, _ := n.m.Durable()
 	n.kill()
 	look := func() (Inspection, error) { return Inspect(n.options(t, nil), &d) }
-	if in, err := look(); err != nil || in.Last < d.Index {
+	if in, err := look(); err != nil || in.Last < d.Index || in.Reach != 0 {
 		t.Fatalf("with the whole log: %+v, %v", in, err)
 	}
 	other := d
 	other.Term++
 	if _, err := Inspect(n.options(t, nil), &other); !errors.Is(err, ErrContradiction) {
 		t.Errorf("with a log of another history: %v", err)
+	}
+	other.Installed = true
+	if in, err := Inspect(n.options(t, nil), &other); err != nil || in.Reach != d.Index {
+		t.Errorf("with a copy beside a log of another history: %+v, %v", in, err)
 	}
 	if err := os.WriteFile(files[0], then, 0o600); err != nil {
 		t.Fatal(err)
@@ -84,7 +88,10 @@ func TestInspect_LogLostItsEnd_IsRefused(t *testing.T) {
 		t.Errorf("with a log that lost its end: %+v, %v", in, err)
 	}
 	d.Installed = true
-	if _, err := look(); err != nil {
-		t.Errorf("with a copy that the log was not emptied for yet: %v", err)
+	if in, err := look(); err != nil || in.Reach != d.Index {
+		t.Errorf("with a copy that the log was not emptied for yet: %+v, %v; the copy is of %d", in, err, d.Index)
+	}
+	if in, err := Inspect(n.options(t, nil), nil); err != nil || in.Reach != 0 {
+		t.Errorf("without a checkpoint: %+v, %v", in, err)
 	}
 }

@@ -210,6 +210,55 @@ func TestRebuild_LogIsEmpty_OnlyAConfirmedLeaderIsBelieved(t *testing.T) {
 	c.converge("a-0", "b-19", "c-2")
 }
 
+// Goal: where the node knows how far it once was, anybody who has as much will do, also while nobody leads.
+func TestRebuild_LogIsEmptyAndReachKnown_NoLeaderIsNeeded(t *testing.T) {
+	c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
+	n := emptied(t, c)
+	had, _ := openMachine(t, n.dir).Durable()
+	in, err := Inspect(n.options(t, nil), &had)
+	if err != nil || in.Last != 0 || in.Reach != had.Index {
+		t.Fatalf("%+v, %v; the checkpoint is at %d", in, err, had.Index)
+	}
+	n.lose()
+	c.others(c.leader())[0].kill()
+	n.change = func(o *Options) { o.Rebuild, o.RebuildReach = true, in.Reach }
+	n.start()
+	if d, _ := n.m.Durable(); d.Index < had.Index {
+		t.Errorf("it comes back at %d and had %d", d.Index, had.Index)
+	}
+	c.writeMany("c", 3)
+	c.converge("a-0", "b-19", "c-2")
+}
+
+// Goal: a copy of a state that is known to be wrong is no help.
+func TestRebuild_StateOfOneNodeDiffers_AnotherOneIsAsked(t *testing.T) {
+	c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
+	c.start()
+	c.writeMany("a", 10)
+	c.converge()
+	c.compacted()
+	n := c.others(c.leader())[0]
+	others := c.others(n)
+	n.kill()
+	n.lose()
+	n.change = func(o *Options) {
+		o.Rebuild, o.Unfit = true, func(id string) bool { return id == others[0].id }
+	}
+	others[1].kill()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := n.open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("with the one whose state is wrong alone: %v", err)
+	}
+	n.g = nil
+	others[1].start()
+	n.start()
+	c.converge("a-0")
+	if got := n.g.Metrics().SnapshotsFetched.Load(); got != 1 {
+		t.Errorf("%d fetched", got)
+	}
+}
+
 func TestRebuild_CrashAtAnyStep_NodeComesBack(t *testing.T) {
 	for _, step := range []string{"fetched", "raised", "rebuilt", "emptied"} {
 		t.Run(step, func(t *testing.T) {
@@ -332,6 +381,8 @@ func TestDecide_Rebuild_OnlyWhereNothingElseIsMissing(t *testing.T) {
 	}{
 		"log behind entry 1":            {f: found{first: 4, last: 9, lastTerm: 5, vote: voted, voteExists: true}, action: actionRebuild},
 		"log from entry 1":              {f: found{first: 1, last: 9, lastTerm: 5, vote: voted, voteExists: true}, action: actionContinue},
+		"log from entry 1, overtaken":   {f: found{first: 1, last: 9, lastTerm: 5, vote: voted, voteExists: true, reach: 10}, action: actionRebuild},
+		"log from entry 1, not passed":  {f: found{first: 1, last: 9, lastTerm: 5, vote: voted, voteExists: true, reach: 9}, action: actionContinue},
 		"log emptied":                   {f: found{vote: voted, voteExists: true}, action: actionRebuild},
 		"joined, log emptied":           {f: found{vote: vote{joined: true, currentTerm: 9}, voteExists: true}, action: actionRebuild},
 		"never had an entry":            {f: found{vote: vote{currentTerm: 1}, voteExists: true}, action: actionBootstrap},

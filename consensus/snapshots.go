@@ -190,7 +190,7 @@ func (s *snapshotStore) open(ctx context.Context) (Durable, *pinnedStream, error
 	return d, &pinnedStream{ReadCloser: stream, pins: &s.logs.pins, pin: pin}, nil
 }
 
-// pinnedStream keeps the log that continues a snapshot while the snapshot is read, and pinGrace longer.
+// pinnedStream keeps the log that continues a snapshot while the snapshot is read, and Options.SnapshotGrace longer.
 type pinnedStream struct {
 	io.ReadCloser
 	pins *logPins
@@ -202,7 +202,7 @@ func (s *pinnedStream) Progress() SnapshotProgress { return sendingOf(s.ReadClos
 
 // Close ends the stream and lets go of the log.
 func (s *pinnedStream) Close() error {
-	s.pins.release(s.pin, pinGrace)
+	s.pins.release(s.pin, s.pins.grace)
 	return s.ReadCloser.Close()
 }
 

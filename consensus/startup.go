@@ -35,6 +35,9 @@ type found struct {
 	joining bool
 	// rebuild says that the caller has emptied the state machine, see Options.Rebuild.
 	rebuild bool
+	// reach is the entry that the state reached which was given up, as far as the log doesn't tell; 0: it does, or
+	// nobody knows.
+	reach uint64
 }
 
 // action is what Open does before it starts raft.
@@ -61,7 +64,7 @@ func (g *Group) inspect() (f found, err error) {
 		f.lastTerm = l.Term
 	}
 	f.logSeed = g.logs.seed
-	f.joining, f.rebuild = g.o.Joined != nil, g.o.Rebuild
+	f.joining, f.rebuild, f.reach = g.o.Joined != nil, g.o.Rebuild, g.o.RebuildReach
 	f.vote, f.voteExists = g.stable.state()
 	if f.durable, f.hasDurable = g.sm.Durable(); !f.hasDurable {
 		return f, nil
@@ -175,7 +178,7 @@ func (f found) rebuilds() bool {
 	if f.last == 0 {
 		return f.vote.joined || f.vote.votedTerm > 0 || f.vote.currentTerm > 1
 	}
-	return f.first > 1
+	return f.first > 1 || f.reach > f.last
 }
 
 // what names the parts that are there.

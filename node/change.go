@@ -122,7 +122,7 @@ func (a *admin) remove(ctx context.Context, id string) error {
 // disenfranchise takes the vote of the voter id, after the checks; a leader hands its leadership over instead, so
 // that the next one does it.
 func (a *admin) disenfranchise(ctx context.Context, id string) error {
-	if err := a.enoughWithout(id, ""); err != nil {
+	if err := a.enoughWithout(ctx, id, ""); err != nil {
 		return err
 	}
 	if id == a.s.shard.roster.self.ID {
@@ -150,25 +150,61 @@ func begun(what, id string, err error) error {
 }
 
 // enoughWithout refuses a change after which the voters that can be reached would be no majority: the cluster
-// would stand still. The voter id is gone then, and with is one, unless it is empty.
-func (a *admin) enoughWithout(id, with string) error {
+// would stand still. The voter id is gone then, and with is one, unless it is empty. A voter counts only once it has
+// answered something that was sent after the question: one that died a moment ago has been heard of lately.
+func (a *admin) enoughWithout(ctx context.Context, id, with string) error {
 	voters, alive := 0, 0
-	for _, d := range a.document().Members {
-		if d.ID == id || d.Role != "voter" && d.ID != with {
-			continue
+	enough := a.await(ctx, func(since time.Duration) bool {
+		voters, alive = 0, 0
+		for _, d := range a.document().Members {
+			if d.ID == id || d.Role != "voter" && d.ID != with {
+				continue
+			}
+			voters++
+			if d.ID == a.s.shard.roster.self.ID || d.heardWithin(since) {
+				alive++
+			}
 		}
-		voters++
-		if d.State == stateOK {
-			alive++
-		}
-	}
+		return voters == 0 || alive >= voters/2+1
+	})
 	switch {
 	case voters == 0:
 		return refusef(wire.StatusDenied, "%s is the only voter; nothing was changed: add another node first", id)
-	case alive < voters/2+1:
+	case !enough:
 		return refusef(wire.StatusDenied, "without %s, %d of %d voters could be reached, which is no majority; nothing was changed: bring the others back first", id, alive, voters)
 	}
 	return nil
+}
+
+// inReach refuses unless the member answers this leader now.
+func (a *admin) inReach(ctx context.Context, id string) error {
+	if a.await(ctx, func(since time.Duration) bool {
+		return slices.ContainsFunc(a.document().Members, func(d memberDocument) bool { return d.ID == id && d.heardWithin(since) })
+	}) {
+		return nil
+	}
+	return refusef(wire.StatusDenied, "%s does not answer the leader, so it cannot lead; nothing was changed: bring it back first, or leave the name out", id)
+}
+
+// await asks until the answer is yes, for as long as a leader may need to hear of a member that is well. The
+// function is told how long ago the asking began.
+func (a *admin) await(ctx context.Context, is func(since time.Duration) bool) bool {
+	begun := time.Now()
+	end := begun.Add(max(heardMax, a.s.shard.health.kept)) // the latter is several heartbeats
+	for {
+		if is(time.Since(begun)) {
+			return true
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return false
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// heardWithin tells whether the member answered something that was sent within the last d.
+func (m *memberDocument) heardWithin(d time.Duration) bool {
+	return m.LastContactMs >= 0 && time.Duration(m.LastContactMs+1)*time.Millisecond <= d
 }
 
 // heardMax bounds the wait for a first sign of life of the members under a new leader: they answer its first
@@ -237,7 +273,7 @@ func (a *admin) demote(ctx context.Context, id string) error {
 		return refusef(wire.StatusRetryLater, "%s is a member whose data directory is not known yet; nothing was changed: try again", id)
 	}
 	if m.Voter {
-		if err := a.enoughWithout(id, ""); err != nil {
+		if err := a.enoughWithout(ctx, id, ""); err != nil {
 			return err
 		}
 		if id == shard.roster.self.ID {
@@ -268,10 +304,9 @@ func (a *admin) replace(ctx context.Context, id, with string) error {
 		return refusef(wire.StatusNotFound, "the cluster has no member %q; nothing was changed", id)
 	}
 	if with == "" {
-		for _, d := range a.document().Members {
-			if d.ID == id && d.State == stateOK {
-				return refusef(wire.StatusDenied, "%s runs with the data directory that the cluster knows: there is nothing to replace; nothing was changed. To take it out all the same: kvctl member remove %s", id, id)
-			}
+		// Now, not lately: it may just have been stopped for this.
+		if isMember && (id == shard.roster.self.ID || a.inReach(ctx, id) == nil) {
+			return refusef(wire.StatusDenied, "%s runs with the data directory that the cluster knows: there is nothing to replace; nothing was changed. To take it out all the same: kvctl member remove %s", id, id)
 		}
 		return a.remove(ctx, id)
 	}
@@ -288,7 +323,7 @@ func (a *admin) replace(ctx context.Context, id, with string) error {
 		}
 	}
 	if old.Voter {
-		if err := a.enoughWithout(id, with); err != nil {
+		if err := a.enoughWithout(ctx, id, with); err != nil {
 			return err
 		}
 		if id == shard.roster.self.ID {
@@ -351,6 +386,12 @@ func (a *admin) transfer(ctx context.Context, id string) error {
 		return refusef(wire.StatusDenied, "%s is a learner, which cannot lead; nothing was changed", id)
 	} else if id == "" && len(all) == 1 {
 		return refusef(wire.StatusDenied, "%s is the only member; nothing was changed", self)
+	}
+	if id != "" {
+		// raft would ask a node that does not answer all the same, and take no write meanwhile.
+		if err := a.inReach(ctx, id); err != nil {
+			return err
+		}
 	}
 	switch err := shard.group.Transfer(ctx, id); {
 	case errors.Is(err, consensus.ErrNotProposed), err != nil && ctx.Err() != nil:

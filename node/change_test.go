@@ -403,3 +403,26 @@ func TestBalance_LeaderWithoutSpace_HandsOverToWhoHasSome(t *testing.T) {
 		t.Error("a leader gave its place to one that is no better off")
 	}
 }
+
+// A voter that died a moment ago has been heard of lately. A change that counts on it, made at once, would leave no
+// majority, and no way to take it back; and a leader that hands over to it would take no write meanwhile.
+func TestDemote_AnotherVoterJustDied_IsRefused(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.start(c.ids...)
+	leader, others := c.leader()
+	for _, n := range others {
+		recorded(t, n)
+	}
+	dead, alive := others[0].info.NodeID, others[1].info.NodeID
+	c.stop(dead)
+	for _, q := range []adminRequest{
+		{Action: "demote", ID: alive}, {Action: "remove", ID: alive}, {Action: "demote", ID: leader.info.NodeID}, {Action: "transfer", ID: dead},
+	} {
+		if r := asked(t, leader, q); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "nothing was changed") {
+			t.Errorf("%s %s: %v %s", q.Action, q.ID, r.Status, r.Payload)
+		}
+	}
+	if d := mustAdminister(t, leader, adminRequest{Action: "demote", ID: dead}); !strings.Contains(roles(d), dead+":learner") {
+		t.Errorf("the dead voter could not be demoted: %s", roles(d))
+	}
+}

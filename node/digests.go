@@ -124,3 +124,22 @@ func compareDigests(self string, own []digestPoint, others map[string][]digestPo
 	}
 	return m
 }
+
+// oddOneOut reports whether a majority of n nodes agrees on another digest than id's, at the newest index of which id
+// tells and a majority agrees.
+func oddOneOut(id string, told map[string][]digestPoint, n int) bool {
+	for _, p := range slices.Backward(told[id]) {
+		votes := make(map[[16]byte]int)
+		for _, points := range told {
+			if d, ok := digestAt(points, p.index); ok {
+				votes[d]++
+			}
+		}
+		for d, agree := range votes {
+			if agree > n/2 {
+				return d != p.digest
+			}
+		}
+	}
+	return false
+}

@@ -85,3 +85,25 @@ func TestCompareDigests_OddOne_IsFoundByAMajorityOnly(t *testing.T) {
 		}
 	}
 }
+
+func TestOddOneOut_MajorityAgreesOnAnotherDigest_AtTheNewestIndex(t *testing.T) {
+	const x, y = 1, 2
+	for _, c := range []struct {
+		name string
+		told map[string][]digestPoint
+		odd  bool
+	}{
+		{"all equal", map[string][]digestPoint{"a": {point(1024, x)}, "b": {point(1024, x)}, "c": {point(1024, x)}, "d": {point(1024, x)}}, false},
+		{"it differs from three of five", map[string][]digestPoint{"a": {point(1024, y)}, "b": {point(1024, x)}, "c": {point(1024, x)}, "d": {point(1024, x)}}, true},
+		{"another differs", map[string][]digestPoint{"a": {point(1024, x)}, "b": {point(1024, y)}, "c": {point(1024, x)}, "d": {point(1024, x)}}, false},
+		{"two against two", map[string][]digestPoint{"a": {point(1024, y)}, "b": {point(1024, x)}, "c": {point(1024, x)}, "d": {point(1024, y)}}, false},
+		{"the others are further", map[string][]digestPoint{"a": {point(1024, y)}, "b": {point(2048, x)}, "c": {point(2048, x)}, "d": {point(2048, x)}}, false},
+		{"an old difference that is mended", map[string][]digestPoint{"a": {point(1024, y), point(2048, x)}, "b": {point(1024, x), point(2048, x)}, "c": {point(1024, x), point(2048, x)}, "d": {point(1024, x), point(2048, x)}}, false},
+		{"nobody agrees on the newest", map[string][]digestPoint{"a": {point(1024, y), point(2048, x)}, "b": {point(1024, x)}, "c": {point(1024, x)}, "d": {point(1024, x)}}, true},
+		{"it is silent", map[string][]digestPoint{"b": {point(1024, x)}, "c": {point(1024, x)}, "d": {point(1024, x)}}, false},
+	} {
+		if got := oddOneOut("a", c.told, 5); got != c.odd {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}

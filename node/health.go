@@ -188,6 +188,18 @@ func (h *health) of(id string) (v vitals, ok bool) {
 	return p.vitals, true
 }
 
+// unfit reports whether a node's state differs from that of a majority of those that this node, which has none itself,
+// has heard of, itself included.
+func (h *health) unfit(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	told := make(map[string][]digestPoint, len(h.peers))
+	for id, p := range h.peers {
+		told[id] = p.digests
+	}
+	return oddOneOut(id, told, len(told)+1)
+}
+
 // disk gives the state of a member's disk, this node's included; ok is false while that is not known.
 func (h *health) disk(id string) (st diskguard.State, ok bool) {
 	if id == h.s.roster.self.ID {

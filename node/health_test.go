@@ -171,3 +171,23 @@ func TestScrub_AskedOfAnyNode_RunsThere(t *testing.T) {
 		}
 	}
 }
+
+// A node that is about to copy a state has none of its own to compare with: the others' have to do.
+func TestUnfit_OthersToldTheirDigests_TheOddOneIsNotCopied(t *testing.T) {
+	h := testHealth(clock.NewManual(time.Unix(0, 0)))
+	for id, digest := range map[string]byte{"node-2": 1, "node-3": 2, "node-4": 1, "node-5": 1} {
+		if h.unfit("node-3") {
+			t.Errorf("judged before a majority was heard: %d nodes", len(h.peers))
+		}
+		told, err := json.Marshal(vitals{Digests: []digestPoint{point(1024, digest)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.hear(id, [16]byte{1}, 0, told)
+	}
+	for _, id := range []string{"node-2", "node-3", "node-4", "node-5", "node-6"} {
+		if got := h.unfit(id); got != (id == "node-3") {
+			t.Errorf("%s: %v", id, got)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,10 @@ type identity struct {
 	// none, would be let in by the nodes that were given up, and follow them.
 	ClusterID string `json:"cluster_id,omitempty"`
 	HistoryID string `json:"history_id,omitempty"`
+	// Refused is why a majority of the others refused this directory as a copy, or one that lost what it had
+	// acknowledged. It holds for ever: each further start would count one more, until the count is above that of
+	// the newest copy and the others can't tell that this is not it.
+	Refused string `json:"refused,omitempty"`
 	// Joined is what the cluster told when it took this node in, kept until the log knows better.
 	Joined *joinedFacts `json:"joined,omitempty"`
 }
@@ -127,11 +132,46 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 	return id, true, id.write(dir)
 }
 
+// claims gives the cluster and the history that the directory belongs to, whatever its state says; zeros: those of the
+// state. A recovery came later than a joining.
+func (id *identity) claims() (cluster, history [16]byte, err error) {
+	clusterID, historyID := id.ClusterID, id.HistoryID
+	if j := id.Joined; j != nil && historyID == "" {
+		clusterID, historyID = j.ClusterID, j.HistoryID
+	}
+	if historyID == "" {
+		return cluster, history, nil
+	}
+	cluster, errCluster := parseBits(clusterID)
+	history, errHistory := parseBits(historyID)
+	return cluster, history, errors.Join(errCluster, errHistory)
+}
+
 // countStart counts this start and returns the count, once it is durable. No other node may hear of this process
 // before.
 func (id *identity) countStart(dir string) (uint64, error) {
 	id.Starts++
 	return id.Starts, id.write(dir)
+}
+
+// refusedMax bounds the text that is kept of a refusal, in bytes.
+const refusedMax = 2 << 10
+
+// setRefused notes that the others refused the directory for ever.
+func (id *identity) setRefused(dir, why string) error {
+	if id.Refused != "" {
+		return nil
+	}
+	id.Refused = strings.ToValidUTF8(why[:min(len(why), refusedMax)], "")
+	return id.write(dir)
+}
+
+// checkNotRefused refuses a directory that the others refused for ever in an earlier start.
+func (id *identity) checkNotRefused(dir string) error {
+	if id.Refused == "" {
+		return nil
+	}
+	return fmt.Errorf("data directory %s was refused for ever when the node was last started with it: %s", dir, id.Refused)
 }
 
 // setServed notes that the node is about to take part in its cluster.

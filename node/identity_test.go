@@ -122,3 +122,25 @@ func TestOptions_ListenersBeyondLoopback_NeedInsecure(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// A supervisor starts a refused node again and again. Each start counts, and in the end an older copy would count more
+// than the newest one: so the directory itself has to know that it is out.
+func TestSetRefused_HoldsForEveryLaterStart(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	o := c.options(c.ids[0])
+	id, _, err := loadIdentity(o.DataDir, o.NodeID)
+	if err := errors.Join(err, id.checkNotRefused(o.DataDir)); err != nil {
+		t.Fatalf("a new directory: %v", err)
+	}
+	why := "an older copy; " + strings.Repeat("é", refusedMax)
+	if err := errors.Join(id.setRefused(o.DataDir, why), id.setRefused(o.DataDir, "something else")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.open(o.NodeID, nil); err == nil || !strings.Contains(err.Error(), "refused for ever") || !strings.Contains(err.Error(), "an older copy; é") {
+		t.Fatalf("a start with a refused directory: %v", err)
+	}
+	again, _, err := loadIdentity(o.DataDir, o.NodeID)
+	if err != nil || again.Starts != 0 || again.Refused != id.Refused {
+		t.Fatalf("%+v, %v: the start was counted, or the reason is another", again, err)
+	}
+}

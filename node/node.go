@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvstore/consensus"
 	"kvstore/gateway"
 	"kvstore/internal/diskguard"
 	"kvstore/netloop"
@@ -83,6 +84,9 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return err
 	}
 	n.fresh = fresh
+	if err := id.checkNotRefused(o.DataDir); err != nil {
+		return err
+	}
 	if err := id.checkNotEmptied(o.DataDir); err != nil {
 		return err
 	}
@@ -145,7 +149,12 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.doors.open.Store(&door{native, native.ReleaseFlush})
 	n.ready.Store(true)
 	n.progress("waiting for a leader")
-	n.shard.begin(o.Fatal)
+	n.shard.begin(func(err error) {
+		if errors.Is(err, consensus.ErrCopied) {
+			err = errors.Join(err, id.setRefused(o.DataDir, err.Error()))
+		}
+		o.Fatal(err)
+	})
 	return nil
 }
 

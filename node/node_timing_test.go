@@ -64,7 +64,7 @@ func BenchmarkServe_CachedGet(b *testing.B) {
 func benchNode(b *testing.B) *Node {
 	b.Helper()
 	n, err := Open(b.Context(), Options{
-		DataDir: b.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:7000",
+		DataDir: b.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:0",
 	})
 	if err != nil {
 		b.Fatal(err)

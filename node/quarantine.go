@@ -41,6 +41,9 @@ type quarantine struct {
 	Moved bool `json:"moved"`
 	// Stopped: that has happened too often; the node does not start before somebody has looked after it.
 	Stopped bool `json:"stopped"`
+	// Reach is the entry that the new state must cover at least, as the old one's checkpoint told where the log does
+	// not reach as far. 0: the log tells enough, or the checkpoint could not be read.
+	Reach uint64 `json:"reach,omitempty"`
 	// Reason is why, or why it was the last time.
 	Reason string `json:"reason"`
 	// At are the times at which the state was set aside, oldest first, at most rebuildsMax.
@@ -158,6 +161,20 @@ func (h *hold) stopped() error {
 		len(q.At), rebuildsWindow, q.Reason, filepath.Join(h.dir, quarantineName))
 }
 
+// reach notes how far the state reaches that is about to be set aside, see quarantine.Reach. read tells whether its
+// checkpoint could be read. If it could not, what was noted before holds only where a crash came while that very state
+// was set aside: what was built since may have reached further.
+func (h *hold) reach(index uint64, read bool) error {
+	return h.change(func(q *quarantine) bool {
+		if !read && !q.Moved {
+			return false
+		}
+		changed := q.Reach != index
+		q.Reach = index
+		return changed
+	})
+}
+
 // moved notes that the state was set aside.
 func (h *hold) moved() error {
 	return h.change(func(q *quarantine) bool { q.Moved = true; return true })
@@ -167,7 +184,7 @@ func (h *hold) moved() error {
 func (h *hold) end() (done bool, err error) {
 	err = h.change(func(q *quarantine) bool {
 		if done = q.Pending && q.Moved; done {
-			q.Pending, q.Moved = false, false
+			q.Pending, q.Moved, q.Reach = false, false, 0
 		}
 		return done
 	})
@@ -180,7 +197,7 @@ func (h *hold) giveUp() error {
 		if !q.Pending {
 			return false
 		}
-		q.Pending, q.Moved, q.At = false, false, q.At[:max(0, len(q.At)-1)]
+		q.Pending, q.Moved, q.Reach, q.At = false, false, 0, q.At[:max(0, len(q.At)-1)]
 		return true
 	})
 }

@@ -80,6 +80,47 @@ func TestQuarantine_BegunAgainDuringRebuild_DoesNotEndWithIt(t *testing.T) {
 	}
 }
 
+// How far a state reached that is set aside, nobody can tell once that is done. But what was built since, and was lost as
+// well, may have reached further.
+func TestQuarantine_Reach_IsKeptForTheStateThatItIsAbout(t *testing.T) {
+	dir := t.TempDir()
+	h := mustHold(t, dir)
+	says := func(when string, want uint64) {
+		t.Helper()
+		if q := mustHold(t, dir).state(); q.Reach != want {
+			t.Errorf("%s the file says %+v, want %d", when, q, want)
+		}
+	}
+	step := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step(h.begin(time.Now(), errors.New("why")), h.reach(0, false))
+	says("with a checkpoint that can't be read", 0)
+	step(h.reach(7, true))
+	says("with one that can be read", 7)
+	step(h.reach(0, false))
+	says("after a crash while the state was set aside", 7)
+	step(h.moved())
+	says("with the state set aside", 7)
+	step(h.reach(9, true))
+	says("when what was built is to be set aside as well", 9)
+	step(h.reach(0, false))
+	says("when what was built can't be read", 0)
+	step(h.reach(9, true), h.begin(time.Now(), errors.New("again")))
+	says("after another quarantine", 0)
+	step(h.reach(9, true), h.giveUp())
+	says("when it is given up", 0)
+	_, err := h.end()
+	step(h.begin(time.Now(), errors.New("once more")), h.reach(9, true), h.moved(), err)
+	if done, err := h.end(); !done || err != nil {
+		t.Fatal(err)
+	}
+	says("at the end", 0)
+}
+
 func TestQuarantine_GivenUp_DoesNotCount(t *testing.T) {
 	dir := t.TempDir()
 	h := mustHold(t, dir)

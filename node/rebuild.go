@@ -28,11 +28,12 @@ func (s *Shard) openEngine(o *Options, eo engine.Options, so *shardOptions) (reb
 		cause = err
 		s.log.Error("the stored state cannot be used", "error", err)
 	}
-	in, err := s.inspect(o, so)
+	in, read, err := s.inspect(o, so)
 	if err != nil {
 		return false, fmt.Errorf("the state of this node is damaged (%w), and its log can't be used to make it anew: %w", cause, err)
 	}
-	if len(in.Others) == 0 && in.First != 1 {
+	whole := in.First == 1 && in.Reach == 0
+	if len(in.Others) == 0 && !whole {
 		// The next start looks again at what is there by then.
 		return false, errors.Join(s.lost(eo, cause), s.hold.giveUp(), engine.ForgetFailures(o.DataDir, so.id))
 	}
@@ -41,7 +42,10 @@ func (s *Shard) openEngine(o *Options, eo engine.Options, so *shardOptions) (reb
 			return false, err
 		}
 	}
-	if in.First == 1 {
+	if err := s.hold.reach(in.Reach, read); err != nil { // while the checkpoint is there to tell
+		return false, err
+	}
+	if whole {
 		so.progress("making the state anew from the log")
 	} else {
 		so.progress("making the state anew from that of " + strings.Join(in.Others, " or "))
@@ -58,17 +62,18 @@ func (s *Shard) openEngine(o *Options, eo engine.Options, so *shardOptions) (reb
 	return true, err
 }
 
-// inspect looks at the log.
-func (s *Shard) inspect(o *Options, so *shardOptions) (consensus.Inspection, error) {
+// inspect looks at the log, beside the state's checkpoint if that can be read.
+func (s *Shard) inspect(o *Options, so *shardOptions) (in consensus.Inspection, read bool, err error) {
 	co := o.Consensus
 	co.Dir, co.NodeID, co.Group, co.Incarnation, co.Logger = so.logDir, o.NodeID, so.id, so.roster.self.Incarnation, o.Logger
 	co.EntryBytesMax = wire.EntryBytesMax
 	var checkpoint *consensus.Durable
-	if cp, ok, err := engine.ReadCheckpoint(o.DataDir, so.id); err == nil && ok {
-		// One that can't be read tells nothing.
+	cp, ok, unreadable := engine.ReadCheckpoint(o.DataDir, so.id)
+	if read = ok && unreadable == nil; read { // one that can't be read tells nothing
 		checkpoint = &consensus.Durable{Index: cp.Index, Term: cp.Term, Configuration: cp.Configuration, ConfigurationIndex: cp.ConfigurationIndex, Installed: cp.Installed}
 	}
-	return consensus.Inspect(co, checkpoint)
+	in, err = consensus.Inspect(co, checkpoint)
+	return in, read, err
 }
 
 // rebuilt ends the quarantine once the state has been made anew, or the log will do so by itself: from here on a

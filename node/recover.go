@@ -54,8 +54,11 @@ type RecoverOptions struct {
 // Recover makes a node that has lost the majority of its cluster for good the only voter of it, so that the cluster
 // goes on with what this one node holds. What the lost majority acknowledged and this node never received is lost;
 // what this node received and never learnt to be committed counts from now on. The cluster keeps its id and begins a
-// new history: no node that was given up is ever let in again with its directory, and no revision is given twice.
-// The next start of the node writes the report into the log.
+// new history: no node that was given up is ever let in again with its directory. What is acknowledged from then on has
+// revisions above all that were acknowledged before, by whomever: the recovery raises them by 2^32 entries, and nothing
+// is served before it. Within the old history one revision may stand for two different entries: one of the survivor's
+// own that was never committed and counts now, and one that the lost majority committed in its place; clients may have
+// seen the latter, and the history's id tells them apart. The next start of the node writes the report into the log.
 //
 // It refuses, and changes nothing, unless o.Lost names exactly the other voters and none of them answers. Without
 // o.Confirm it returns the report of what it would do with ErrUnconfirmed. It may be run again after any failure or
@@ -141,6 +144,7 @@ func Recover(ctx context.Context, o RecoverOptions) (r *RecoveryReport, err erro
 // done notes that the log names the survivor as the only voter. From here on its directory belongs to the new history.
 func (r *RecoveryReport) done(o *RecoverOptions, id *identity) error {
 	id.Joined, id.ClusterID, id.HistoryID = nil, r.ClusterID, r.NewHistoryID
+	id.Refused = "" // those who refused it are given up
 	if err := id.write(o.DataDir); err != nil {
 		return err
 	}
@@ -321,7 +325,8 @@ The cluster goes on with what %s holds, as its only voter.
     all disks that can still be read, and recover from the node with the highest term, then the highest entry.
   - Writes that %s had received and that were never acknowledged count from now on.
   - A new history begins (%s): listings and watches that were under way start anew.
-    Revisions go on above all that were ever given.
+    Revisions go on above all that were ever acknowledged. One that the lost majority gave after the end of this log
+    may stand for another entry here.
   - The directories of %s are refused for ever. Bring these nodes back with an empty
     --data-dir and --join, once %s runs.
 `, r.NodeID, r.NodeID, r.NodeID, r.NewHistoryID, names(slices.Concat(r.Lost, r.Dropped)), r.NodeID)

@@ -134,9 +134,10 @@ func (r *RecoveryReport) write(dir string) (err error) {
 type recovery struct {
 	// Immutable after openRecovery.
 	dir     string
-	report  *RecoveryReport
 	history [16]byte // the one that begins
 	at      int64    // Unix µs
+	// Owned by whoever calls finish.
+	report *RecoveryReport
 
 	finished atomic.Bool
 }
@@ -177,6 +178,9 @@ func (r *recovery) finish(ctx context.Context, s *Shard) error {
 		return nil
 	}
 	if r.pending(s) {
+		if err := r.complete(s); err != nil {
+			return err
+		}
 		text, err := json.Marshal(r.report)
 		if err != nil {
 			panic("BUG: cannot encode a recovery: " + err.Error())
@@ -213,6 +217,32 @@ func (r *recovery) finish(ctx context.Context, s *Shard) error {
 		return fmt.Errorf("cannot put the recovery's file away: %w", err)
 	}
 	r.finished.Store(true)
+	return nil
+}
+
+// complete adds the data directories of the members given up that the log told of only behind the checkpoint, so that
+// the plan could not know them. REQUIRES: pending, so that nobody can have joined anew under one of these names, and all
+// of the log is applied.
+func (r *recovery) complete(s *Shard) error {
+	next := *r.report
+	changed := false
+	for _, all := range []*[]RecoveryMember{&next.Lost, &next.Dropped} {
+		*all = slices.Clone(*all)
+		for i := range *all {
+			m := &(*all)[i]
+			known, ok := s.engine.Member(m.ID)
+			if now := hex.EncodeToString(known.Incarnation[:]); ok && now != m.Incarnation {
+				m.Incarnation, m.Address, changed = now, known.Address, true
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	if err := next.write(r.dir); err != nil { // before the entry: afterwards nobody could tell
+		return err
+	}
+	r.report = &next
 	return nil
 }
 

@@ -103,17 +103,8 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	if s.recovery, err = openRecovery(o.DataDir); err != nil {
 		return nil, errors.Join(err, so.raft.Close())
 	}
-	clusterID, historyID := so.identity.ClusterID, so.identity.HistoryID // of a recovery, which came later
-	if j := so.identity.Joined; j != nil && historyID == "" {
-		clusterID, historyID = j.ClusterID, j.HistoryID
-	}
-	if historyID != "" {
-		var e1, e2 error
-		s.claimedCluster, e1 = parseBits(clusterID)
-		s.claimed, e2 = parseBits(historyID)
-		if err := errors.Join(e1, e2); err != nil {
-			return nil, errors.Join(fmt.Errorf("cannot read the ids of cluster and history in the identity of data directory %s: %w", o.DataDir, err), so.raft.Close())
-		}
+	if s.claimedCluster, s.claimed, err = so.identity.claims(); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot read the ids of cluster and history in the identity of data directory %s: %w", o.DataDir, err), so.raft.Close())
 	}
 	var bits [8]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
@@ -167,7 +158,7 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	co.Storing, co.Room = s.health.disks.storing, s.health.disks.room
 	co.Vitals = s.health.tell
 	co.OnPulse = func(p consensus.Pulse) { s.health.hear(p.Peer, p.Incarnation, p.ReceivedAt, p.Vitals) }
-	co.Rebuild = rebuild
+	co.Rebuild, co.RebuildReach, co.Unfit = rebuild, s.hold.state().Reach, s.health.unfit
 	co.OnRebuild = func(t consensus.Transfer) {
 		so.progress(fmt.Sprintf("building the state anew from %s: %d of about %d bytes", t.ID, t.RecordBytes, t.TotalBytes))
 	}

@@ -47,7 +47,9 @@ func TestInstall_KilledAtEachStep_OldStateOrNewNeverBetween(t *testing.T) {
 	rounds := count(t, "INSTALL_STEPS", len(installSteps), 3)
 	s := seed(t)
 	rng := random(s, 0)
-	c := testcluster.StartCluster(t, testcluster.ClusterOptions{Settings: shortLog(), Binary: failpoints(t)})
+	settings := shortLog()
+	settings["snapshot-grace"] = "500ms" // the next round waits until the log is gone again
+	c := testcluster.StartCluster(t, testcluster.ClusterOptions{Settings: settings, Binary: failpoints(t)})
 	var b blobs
 	b.write(t, c, 60)
 	// Each place once before any of them twice.
@@ -61,10 +63,19 @@ func TestInstall_KilledAtEachStep_OldStateOrNewNeverBetween(t *testing.T) {
 		n := c.Node(i)
 		last := n.MustStatus().AppliedIndex
 		c.Kill(i)
-		b.write(t, c, 40)
-		gone(t, c, i, last)
+		// Written on until it is gone everywhere: who has just sent a snapshot keeps the log for a while, and looks at
+		// it again only when there is more.
+		eventually(t, fmt.Sprintf("the logs of all others begin behind index %d", last), func() (bool, error) {
+			b.write(t, c, 20)
+			for _, o := range others(c, i) {
+				if s, err := o.Status(); err != nil || s.FirstIndex <= last+1 {
+					return false, err
+				}
+			}
+			return true, nil
+		})
 		at := installSteps[step]
-		struck[at.point] += killAt(t, n, at.point, 1+rng.IntN(at.after+1), rng)
+		struck[at.point] += killAt(t, c, &b, n, at.point, 1+rng.IntN(at.after+1), rng)
 		n.SetEnv()
 		n.Start()
 		c.MustConverge()
@@ -78,16 +89,18 @@ func TestInstall_KilledAtEachStep_OldStateOrNewNeverBetween(t *testing.T) {
 }
 
 // killAt starts a node that kills itself at the given hit of a place, and sometimes once more a little later, and
-// returns how often it did. A fault that never strikes fails the test.
-func killAt(t *testing.T, n *testcluster.Node, point string, hit int, rng *rand.Rand) (times int) {
+// returns how often it did. Meanwhile writes go on, so that there is something to append and to apply. A fault that
+// never strikes fails the test.
+func killAt(t *testing.T, c *testcluster.Cluster, b *blobs, n *testcluster.Node, point string, hit int, rng *rand.Rand) (times int) {
 	t.Helper()
 	for {
 		n.SetEnv(fmt.Sprintf("KVSTORE_FAILPOINTS=%s=kill@%d", point, hit))
 		n.Launch()
-		select {
-		case <-n.Exited():
-		case <-time.After(patience):
-			t.Fatalf("nothing struck at hit %d of %s: the test hit nothing\n%s", hit, point, n.LastOutput())
+		for deadline := time.Now().Add(patience); n.Running(); time.Sleep(50 * time.Millisecond) {
+			b.write(t, c, 1)
+			if time.Now().After(deadline) {
+				t.Fatalf("nothing struck at hit %d of %s: the test hit nothing\n%s", hit, point, n.LastOutput())
+			}
 		}
 		if code := n.WaitExit(); code != -1 { // -1: by a signal
 			t.Fatalf("at hit %d of %s the node ended with %d instead of by its kill\n%s", hit, point, code, n.LastOutput())

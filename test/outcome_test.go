@@ -253,9 +253,10 @@ func openFramer(addr string, within time.Duration) (f *framer, err error) {
 		return nil, err
 	}
 	f = &framer{c: c, r: bufio.NewReader(c)}
+	opened := f // a return of nil, err would leave nothing to close
 	defer func() {
 		if err != nil {
-			f.close()
+			opened.close()
 		}
 	}()
 	if err := c.SetDeadline(time.Now().Add(within)); err != nil {

@@ -214,9 +214,9 @@ func (a *app) memberReplaceCmd() *cobra.Command {
 	q := adminRequest{Action: "replace"}
 	c := &cobra.Command{
 		Use: "replace ID", Short: "Put a node in the place of another", Args: exactArgs("ID"),
-		Long: `Take a node out of the cluster for ever and put another in its place, without ever having fewer voters than before: the
-node of --with, which has joined and caught up, becomes a voter, then the old one is removed. If it has not caught up,
-nothing is changed.
+		Long: `Take a node out of the cluster for ever and put another in its place: the node of --with, which has joined and caught
+up, becomes a voter, then the old one is removed. With a learner there are never fewer voters than before; with a node
+that is a voter already there is one fewer. If it has not caught up, nothing is changed.
 
 Without --with the node itself comes back: its data directory is lost or refused. That directory is taken out for ever;
 then start the node with the same --node-id, an empty --data-dir and --join.`,

@@ -19,7 +19,7 @@ import (
 func openNode(t *testing.T) (n *node.Node, endpoint string) {
 	t.Helper()
 	o := node.Options{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:7000",
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:0",
 		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { panic(err) },
 	}
 	o.Engine.MemtableBytes = 4 << 20

@@ -48,6 +48,8 @@ type clusterStatus struct {
 	PendingConfig json.RawMessage `json:"pending_config"`
 	Durability    jsonText        `json:"durability"`
 	ReadMode      jsonText        `json:"read_mode"`
+	Damage        jsonText        `json:"damage"`
+	LogDamage     jsonText        `json:"log_damage"`
 }
 
 type nodeStatus struct {
@@ -59,6 +61,9 @@ type nodeStatus struct {
 	AppliedIndex jsonText `json:"applied_index"`
 	Lag          jsonText `json:"lag"`
 	Version      jsonText `json:"version"`
+	Disk         struct {
+		State jsonText `json:"state"`
+	} `json:"disk"`
 }
 
 func (a *app) statusCmd() *cobra.Command {
@@ -236,6 +241,14 @@ func (st *clusterStatus) unhealthy() string {
 		if n := &st.Nodes[i]; n.voter() && n.State != "ok" {
 			bad = append(bad, fmt.Sprintf("voter %s is %s", dash(n.ID), cmp.Or(cell(string(n.State)), "in no known state")))
 		}
+	}
+	for i := range st.Nodes {
+		if n := &st.Nodes[i]; n.Disk.State != "" && n.Disk.State != "ok" {
+			bad = append(bad, fmt.Sprintf("the disk of %s is %s", dash(n.ID), cell(string(n.Disk.State))))
+		}
+	}
+	if what := cmp.Or(st.Damage, st.LogDamage); what != "" {
+		bad = append(bad, fmt.Sprintf("data of %s is damaged: %s", dash(st.NodeID), cell(string(what))))
 	}
 	return strings.Join(bad, "; ")
 }

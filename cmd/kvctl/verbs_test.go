@@ -240,3 +240,18 @@ func TestInterrupt_ExitsOneThirty(t *testing.T) {
 		t.Errorf("exit %d, %q", code, errs.String())
 	}
 }
+
+// A node that takes no entries because its disk is full, and one that has met damage, answer as if all were well.
+func TestUnhealthy_DiskOrDamage_IsNamed(t *testing.T) {
+	for want, change := range map[string][2]string{
+		"the disk of n1 is critical":  {`"applied_index":9120331,"lag":0,`, `"disk":{"state":"critical","free_bytes":1},"applied_index":9120331,"lag":0,`},
+		"data of n1 is damaged: here": {`"durability":`, `"damage":"here","durability":`},
+	} {
+		s := sampleStore()
+		s.status = strings.Replace(sampleStatus, change[0], change[1], 1)
+		code, out, errs := cli(t, s, "", "status")
+		if code != exitUnhealthy || out == "" || !strings.Contains(errs, want) {
+			t.Errorf("%s: exit %d, %q", want, code, errs)
+		}
+	}
+}

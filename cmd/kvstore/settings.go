@@ -36,7 +36,7 @@ type settings struct {
 	segment, batchBytes, memtable, cache, checkpointBytes       int64
 	diskFloor, ballast, queueBytes, readQueueBytes, historySize int64
 	logKeep, logKeepMax, logCache, snapshotRate                 int64
-	queueAge                                                    time.Duration
+	queueAge, snapshotGrace                                     time.Duration
 
 	// ignored names the options that say nothing because the data directory belongs to a cluster already.
 	// Set by check.
@@ -114,6 +114,7 @@ func (c *settings) declare(head string) *config.Set {
 	s.Bytes(&c.queueBytes, "queue-size", 64<<20, 20<<20, 4<<30, "bytes of writes that may wait for the log; beyond it the answer is BUSY")
 
 	s.Duration(&c.queueAge, "queue-age", 500*time.Millisecond, time.Millisecond, time.Minute, "how long writes may wait for the log while more come than can be done; beyond it the answer is BUSY, from half of it on for connections that have more waiting than others")
+	s.Duration(&c.snapshotGrace, "snapshot-grace", time.Minute, time.Millisecond, 24*time.Hour, "how long the log that continues a copy of the state is kept after the copy was sent: the node that got it must put it in place before it asks for more")
 	s.Bytes(&c.snapshotRate, "snapshot-rate", 64<<20, 0, 1<<40, "bytes per second at most of a copy of the state that goes to, or comes from, another node, at least 64KiB; 0: no bound")
 
 	s.Section("Engine")
@@ -256,7 +257,7 @@ func (c *settings) options() node.Options {
 	if r.LogKeepBytesMax = max(c.logKeep, c.logKeepMax); c.logKeep == 0 {
 		r.LogKeepBytesMax = -1 // none is none
 	}
-	r.SnapshotRateBytes = orNone(c.snapshotRate)
+	r.SnapshotRateBytes, r.SnapshotGrace = orNone(c.snapshotRate), c.snapshotGrace
 
 	e := &o.Engine
 	e.MemtableBytes, e.NumMemtables, e.NumCompactors = c.memtable, c.memtables, c.compactors

@@ -33,7 +33,7 @@ type conn struct {
 	// Owned by whoever has the connection: one call at a time.
 	sent int64 // since the last byte came in
 
-	heard atomic.Int64 // when a frame came in last on a connection for pulses, Unix nanoseconds
+	heard atomic.Int64 // boot time at which a frame came in last on a connection for pulses, in nanoseconds
 
 	once sync.Once
 }
@@ -154,20 +154,20 @@ func (s *connections) remove(c *conn) {
 	}
 }
 
-// accepted notes with which process c, whose handshake is over, is a connection.
-func (s *connections) accepted(c *conn, peer string, p process, pulse bool, step time.Duration) {
-	c.heard.Store(time.Now().UnixNano())
+// accepted notes with which process c, whose handshake is over, is a connection. now is the boot time.
+func (s *connections) accepted(c *conn, peer string, p process, pulse bool, step, now time.Duration) {
+	c.heard.Store(int64(now))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.peer, c.process, c.pulse, c.step = peer, p, pulse, step
 }
 
-// heard tells whether an open connection with a process has carried a pulse since a time.
-func (s *connections) heard(peer string, p process, since time.Time) bool {
+// heard tells whether an open connection with a process has carried a pulse since a boot time.
+func (s *connections) heard(peer string, p process, since time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.open {
-		if c.pulse && c.peer == peer && c.process.incarnation == p.incarnation && c.process.nonce == p.nonce && c.heard.Load() > since.UnixNano() {
+		if c.pulse && c.peer == peer && c.process.incarnation == p.incarnation && c.process.nonce == p.nonce && c.heard.Load() > int64(since) {
 			return true
 		}
 	}

@@ -126,7 +126,7 @@ func (t *Transport) settleIn(c *conn, h *Hello, purpose Purpose) bool {
 		step = 0
 	}
 	p := h.process()
-	t.conns.accepted(c, h.Source, p, purpose == PurposePulse, step)
+	t.conns.accepted(c, h.Source, p, purpose == PurposePulse, step, t.o.Clock.Boot())
 	if purpose == PurposeFetch {
 		return true // the book is not told of it
 	}
@@ -168,7 +168,7 @@ func (t *Transport) admit(h *Hello) *refusal {
 		v.cluster, v.history = cluster, history
 	}
 	v.record, v.recordRemoved, v.recordThere = t.o.Record(h.Source)
-	v.alive = func(p process) bool { return t.conns.heard(h.Source, p, time.Now().Add(-t.silence())) }
+	v.alive = func(p process) bool { return t.conns.heard(h.Source, p, t.o.Clock.Boot()-t.silence()) }
 	v.held, v.heldTerm = t.mustHold(h)
 	r, err := t.book.admit(h, v)
 	if err != nil {

@@ -15,10 +15,11 @@ import (
 
 // Want says which state a node that has lost its own can use.
 type Want struct {
-	// Reach is an index that the state must cover: the node's log begins behind it.
+	// Reach is an index that the state must cover: the node's log begins behind it, or its lost state reached there.
 	Reach uint64 `json:"reach,omitempty"`
-	// Confirmed says that nobody knows how far the node once was, since its log is empty: only a leader may answer,
-	// after a majority has confirmed that it leads, with a state that covers all that it had applied by then.
+	// Confirmed says that nobody knows how far the node once was, since its log is empty and its checkpoint can't be
+	// read: only a leader may answer, after a majority has confirmed that it leads, with a state that covers all that
+	// it had applied by then.
 	Confirmed bool `json:"confirmed,omitempty"`
 }
 

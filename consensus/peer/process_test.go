@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"kvstore/internal/clock"
 )
 
 // copyPeers copies the file of the known nodes, as a copy of a data directory has it.
@@ -113,7 +115,7 @@ func TestProcess_CloneOfALaterStart_WaitsUntilTheOtherEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "pulses go", func() bool {
-		return b.conns.heard("node-1", process{oa.Incarnation, 5, a.o.Nonce}, time.Now().Add(-time.Minute))
+		return b.conns.heard("node-1", process{oa.Incarnation, 5, a.o.Nonce}, b.o.Clock.Boot()-time.Minute)
 	})
 	clone := open(t, copyOf(t, oa, 6))
 	serve(t, clone, agree)
@@ -133,6 +135,32 @@ func TestProcess_CloneOfALaterStart_WaitsUntilTheOtherEnds(t *testing.T) {
 	eventually(t, "it is let in", func() bool { return beat(clone, b, 1) == nil && beat(b, clone, 1) == nil })
 	oa.Listener = relisten(t, oa.Address)
 	refusedWith(t, beat(open(t, oa), b, 1), true, "older copy")
+}
+
+// Goal: whether a process lives is judged by the clock that nobody sets.
+func TestProcess_AnotherIsSilentByTheBootClock_CloneIsLetIn(t *testing.T) {
+	now := clock.NewManual(time.Unix(1, 0))
+	oa, ob := testOptions(t, 1), testOptions(t, 2)
+	oa.Starts, ob.Clock = 5, now
+	for _, o := range []*Options{&oa, &ob} {
+		o.HeartbeatTimeout, o.PulseInterval = time.Minute, 10*time.Second
+	}
+	a, b := open(t, oa), open(t, ob)
+	serve(t, b, agree)
+	if err := beat(a, b, 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "pulses go", func() bool {
+		return b.conns.heard("node-1", process{oa.Incarnation, 5, a.o.Nonce}, now.Boot()-time.Minute)
+	})
+	clone := open(t, copyOf(t, oa, 6))
+	serve(t, clone, agree)
+	now.SetNow(time.Unix(1, 0).Add(time.Hour))
+	refusedWith(t, beat(clone, b, 1), false, "another process runs as node")
+	eventually(t, "the clone is let in", func() bool { // at the first try, unless a pulse came just now
+		now.Advance(b.silence())
+		return beat(clone, b, 1) == nil
+	})
 }
 
 // Goal: a node that comes back without what it acknowledged is let in by nobody that knows.
@@ -354,7 +382,7 @@ func TestProcess_KilledAndStartedAgainAtOnce_IsNeverTakenForAClone(t *testing.T)
 		}
 		eventually(t, "pulses go", func() bool {
 			p, _ := b.counted("node-1")
-			return b.conns.heard("node-1", p, time.Now().Add(-b.silence()))
+			return b.conns.heard("node-1", p, b.o.Clock.Boot()-b.silence())
 		})
 		c.kill()
 	}
@@ -381,7 +409,7 @@ func TestProcess_FrozenAndCloned_ExactlyOneIsInAndNothingIsForgotten(t *testing.
 	for _, tr := range []*Transport{leader, other} {
 		eventually(t, "pulses go", func() bool {
 			p, _ := tr.counted("node-1")
-			return tr.conns.heard("node-1", p, time.Now().Add(-tr.silence()))
+			return tr.conns.heard("node-1", p, tr.o.Clock.Boot()-tr.silence())
 		})
 	}
 	copyPeers(t, dir, copied)

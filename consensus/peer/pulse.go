@@ -125,7 +125,7 @@ func (t *Transport) pulseOn(c *conn) error {
 				cancel(err)
 				return
 			}
-			c.heard.Store(time.Now().UnixNano())
+			c.heard.Store(int64(t.o.Clock.Boot()))
 			select {
 			case answers <- a:
 			case <-ctx.Done():
@@ -190,7 +190,7 @@ func (t *Transport) answerPulses(c *conn, from string) {
 			t.log.Debug("no more pulses", "from", from, "error", err)
 			return
 		}
-		c.heard.Store(time.Now().UnixNano())
+		c.heard.Store(int64(t.o.Clock.Boot()))
 		t.noteHeld(from, c.process, q.Applied)
 		for _, h := range q.Held[:min(len(q.Held), heldMax)] {
 			p := process{starts: h.Starts}

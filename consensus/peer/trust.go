@@ -194,7 +194,7 @@ func (t *trust) judgeCluster(h *Hello) *refusal {
 			return refuse(codeOtherCluster, "node %q belongs to cluster %s, node %q to another cluster, %s: %s", h.Source, hex.EncodeToString(h.Cluster[:]), t.id, hex.EncodeToString(t.cluster[:]), wayIn)
 		}
 		if t.history != h.History {
-			return refuse(codeOtherCluster, "nodes %q and %q belong to different histories of the cluster (%s and %s): one of them was restored from a backup; start the other with an empty data directory and --join", h.Source, t.id, short(h.History), short(t.history))
+			return refuse(codeOtherCluster, "nodes %q and %q belong to different histories of the cluster (%s and %s): one of them was restored from a backup, or the cluster was recovered without it (kvstore recover); start the other with an empty data directory and --join", h.Source, t.id, short(h.History), short(t.history))
 		}
 	case t.founders != none32 && h.Founders != none32:
 		if t.founders != h.Founders && t.founded {

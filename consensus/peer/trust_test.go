@@ -23,7 +23,7 @@ func TestJudge_EachRule_RefusesByItsCode(t *testing.T) {
 		{"itself", func(v *trust, h *Hello) { h.Source, h.Incarnation, h.Nonce = v.id, v.incarnation, v.nonce }, codeSameID, "reached itself"},
 		{"namesake", func(v *trust, h *Hello) { h.Source = v.id }, codeSameID, "two nodes call themselves"},
 		{"another cluster", func(v *trust, h *Hello) { h.Cluster = incarnation(9) }, codeOtherCluster, "belongs to cluster 0909"},
-		{"another history", func(v *trust, h *Hello) { h.History = incarnation(9) }, codeOtherCluster, "restored from a backup"},
+		{"another history", func(v *trust, h *Hello) { h.History = incarnation(9) }, codeOtherCluster, "restored from a backup, or the cluster was recovered without it (kvstore recover)"},
 		{"wiped", func(v *trust, h *Hello) { h.Incarnation = incarnation(9) }, codeOtherData, `run "kvctl member remove node-1" and start node-1 with an empty data directory and --join`},
 		{"higher level", func(v *trust, h *Hello) { h.StateLevel = 4 }, codeLevel, "upgrade"},
 		{"shorter heartbeat", func(v *trust, h *Hello) { h.Heartbeat = time.Second / 10 }, codeHeartbeat, "one --heartbeat-timeout"},
