@@ -226,7 +226,7 @@ func TestLease_AnyNetwork_NoMajorityIsFreeWhileItIsHeld(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	const heartbeat = 600 * time.Millisecond
 	held, broken, badly := 0, 0, 0
-	for range 300 {
+	for range 1500 { // a lease that is too long shows in one of about a hundred
 		voters := 2 + rnd.IntN(6)
 		h, b := leaseModel(rnd, voters, heartbeat, heartbeat*9/10, 0.1)
 		held, broken = held+h, broken+b

@@ -19,8 +19,8 @@ const RecoverBaseRaise = 1 << 32
 type Recover struct {
 	// HistoryID names the history that begins here: drawn anew for each recovery, never zero.
 	HistoryID [16]byte
-	// BaseRaise is by how many entries the base of revisions is raised, so that no revision is given twice:
-	// not by the entries that are lost and by those that now take their places in the log.
+	// BaseRaise is by how many entries the base of revisions is raised, so that what is acknowledged
+	// from now on has revisions above all that were acknowledged before, also by those who are lost.
 	BaseRaise uint64
 	// At is when the operator decided so, Unix µs, by the clock of the survivor.
 	At int64
