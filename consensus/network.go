@@ -30,7 +30,7 @@ func (g *Group) openTransport(fresh bool) (transport, error) {
 	}
 	o := peer.Options{
 		Listener: g.o.Listener, Address: raft.ServerAddress(g.o.Address), NodeID: g.o.NodeID,
-		Incarnation: g.o.Incarnation, Starts: g.o.Starts, Nonce: g.o.Nonce, LogEnd: g.logEnd, Group: g.o.Group, Dir: g.o.Dir, Logger: g.log, Clock: g.o.clock,
+		Incarnation: g.o.Incarnation, Starts: g.o.Starts, Nonce: g.o.Nonce, Lineage: g.o.Lineage, LogEnd: g.logEnd, Group: g.o.Group, Dir: g.o.Dir, Logger: g.log, Clock: g.o.clock,
 		HeartbeatTimeout: g.o.HeartbeatTimeout, Timeout: g.o.rpcTimeout, Dial: g.o.dial,
 		SnapshotRateBytes: g.o.SnapshotRateBytes, Offer: g.offer,
 		Cluster: g.o.Cluster, Record: g.o.Record, Level: g.o.Level, StateLevel: g.o.StateLevel,
@@ -157,7 +157,7 @@ func (t networkTransport) connections() map[string]connection {
 		if c.refused == "" {
 			c.refused = s.Rejected
 		}
-		c.refusesUs, c.copied = s.Refused, s.Copied
+		c.refusesUs, c.copied, c.givenUp = s.Refused, s.Copied, s.GivenUp
 		if s.Stranger {
 			c.stranger = s.Rejected
 		}
@@ -222,7 +222,9 @@ var ErrCopied = errors.New("the data directory is a copy, or an older state")
 // Refused returns an error that matches ErrRefused once a majority of the other voters has refused this
 // node for good; its text says why and what to do. It is nil as long as there is hope. From the first leader on
 // only refusals of this very process count, because of others with copies of its data directory: the rest is
-// for the cluster to say, which may just be changing its members.
+// for the cluster to say, which may just be changing its members. Before the first leader a single voice is enough if it
+// goes on in another history of the cluster for which this node was given up: whoever recovered from it declared the
+// majority lost, and two nodes of that which come back must not go on with the history that has ended.
 func (g *Group) Refused() error {
 	sawLeader := g.sawLeader.Load()
 	others, copied := 0, 0
@@ -233,6 +235,9 @@ func (g *Group) Refused() error {
 			continue
 		}
 		others++
+		if c := connections[id]; c.givenUp && !sawLeader {
+			return fmt.Errorf("%w: %s: %s", ErrRefused, id, c.refusesUs)
+		}
 		if c := connections[id]; c.refusesUs != "" && (c.copied || !sawLeader) {
 			if c.copied {
 				copied++

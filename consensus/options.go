@@ -34,6 +34,9 @@ const (
 // every entry.
 const membersMax = 16
 
+// LineageMax is how many nonces Options.Lineage may hold.
+const LineageMax = peer.LineageMax
+
 // Joined describes the running cluster that a node has been added to.
 type Joined struct {
 	// Cluster and History are the cluster's ids.
@@ -75,6 +78,10 @@ type Options struct {
 	Starts uint64
 	// Nonce names this process to the other nodes. 0: it is drawn.
 	Nonce uint64
+	// Lineage are the nonces of the last starts of this data directory, oldest first, the last of them Nonce, durable
+	// before Open is called; at most LineageMax. By them the other nodes know an older copy of the directory
+	// even if it was started more often since. Default: not told, and such a copy is not noticed.
+	Lineage []uint64
 	// Group is the id of the Raft group, used in logs only. Default 0.
 	Group uint32
 	// Logger receives this package's and raft's log lines. Default slog.Default().

@@ -45,6 +45,7 @@ type connection struct {
 	refused   string // why one of the two refuses the other for good
 	refusesUs string // why the other one refuses this node for good
 	copied    bool   // refusesUs is because of other processes with copies of this data directory
+	givenUp   bool   // refusesUs is because the other one goes on in another history, for which this node was given up
 	stranger  string // why this node refuses the other one, if that is of another cluster
 }
 

@@ -26,6 +26,7 @@ func asked(t *testing.T, n *Node, q adminRequest) wire.Response {
 
 // A voter that an operator demotes stays a learner until he promotes it, whatever it catches up with.
 func TestDemote_StaysALearnerUntilPromoted(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -72,6 +73,7 @@ func TestDemote_StaysALearnerUntilPromoted(t *testing.T) {
 
 // A demotion that a crash cut short is finished by whoever leads, also when that is the one to be demoted.
 func TestKeeper_DemotionCutShort_IsFinished(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -104,6 +106,7 @@ func TestKeeper_DemotionCutShort_IsFinished(t *testing.T) {
 // The leader may be removed, and demoted: it hands over first, says who leads, and the next one does it. Callers that
 // follow the leadership notice nothing.
 func TestChange_OfTheLeader_IsDoneByTheNext(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, _ := c.leader()
@@ -164,6 +167,7 @@ func TestChange_OfTheLeader_IsDoneByTheNext(t *testing.T) {
 // A crash of the leader in the middle of the removal of one of two voters must leave a cluster that can go on: the
 // record says removed, the other has stopped because it read that, the configuration still holds it.
 func TestRemove_OneOfTwoVoters_CrashAfterTheRecord_TheOtherGoesOn(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 2, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -205,6 +209,7 @@ func TestRemove_OneOfTwoVoters_CrashAfterTheRecord_TheOtherGoesOn(t *testing.T) 
 // A member takes the place of another without ever fewer voters than before; one that is not ready takes no place,
 // and nothing is changed.
 func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -263,6 +268,7 @@ func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
 
 // A node that came back empty is let in again under its name after replace, as its answer says.
 func TestReplace_DirectoryLost_SameNameComesBack(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -298,6 +304,7 @@ func TestReplace_DirectoryLost_SameNameComesBack(t *testing.T) {
 // The leadership goes to the voter with the highest priority once it has been well for long enough, and not before.
 // What a node says of itself at its start stands against what is set.
 func TestPriority_LeadershipGoesToTheHighest(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, func(o *Options) { o.PriorityAfter = 2 * time.Second })
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -407,6 +414,7 @@ func TestBalance_LeaderWithoutSpace_HandsOverToWhoHasSome(t *testing.T) {
 // A voter that died a moment ago has been heard of lately. A change that counts on it, made at once, would leave no
 // majority, and no way to take it back; and a leader that hands over to it would take no write meanwhile.
 func TestDemote_AnotherVoterJustDied_IsRefused(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()

@@ -65,6 +65,7 @@ func waitingReads(n *Node) int {
 // Whatever was acknowledged before, a follower's linearizable answers hold, of every kind of read; and it asks for
 // an index, never for the records.
 func TestFollowerRead_RightAfterEachWrite_HoldsIt(t *testing.T) {
+	slow(t)
 	for _, mode := range []string{readModeLease, readModeReadIndex} {
 		t.Run(mode, func(t *testing.T) {
 			c := newCluster(t, 3, func(o *Options) { o.ReadMode = mode })
@@ -372,6 +373,7 @@ func TestStaleRead_MinRevision_IsWaitedForOnAFollower(t *testing.T) {
 
 // Each stale answer that tells an age holds all that was acknowledged that long before it was asked for.
 func TestStaleRead_Ages_AreTrue(t *testing.T) {
+	slow(t)
 	for _, mode := range []string{readModeLease, readModeReadIndex} {
 		t.Run(mode, func(t *testing.T) { agesAreTrue(t, mode) })
 	}

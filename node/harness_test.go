@@ -271,3 +271,11 @@ func status(t *testing.T, n *Node) (d statusDocument) {
 	}
 	return d
 }
+
+// slow leaves a test that waits for seconds to the full suite.
+func slow(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it waits for seconds; the full suite runs it")
+	}
+}

@@ -191,3 +191,20 @@ func TestUnfit_OthersToldTheirDigests_TheOddOneIsNotCopied(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusDocument_State_SaysWhyANodeIsNotReady(t *testing.T) {
+	for _, c := range []struct {
+		d    statusDocument
+		want string
+	}{
+		{statusDocument{Ready: true, LeaderID: "n"}, stateOK},
+		{statusDocument{Stopping: true, Ready: true}, stateStopping},
+		{statusDocument{UptimeSeconds: 1}, stateStarting},
+		{statusDocument{UptimeSeconds: 60}, stateLeaderless},
+		{statusDocument{UptimeSeconds: 60, LeaderID: "n"}, stateStarting}, // it knows one, and has not caught up
+	} {
+		if got := c.d.state(); got != c.want {
+			t.Errorf("%+v is %s, want %s", c.d, got, c.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"kvstore/consensus"
 	"kvstore/internal/record"
 )
 
@@ -29,6 +31,9 @@ type identity struct {
 	// included. By it the other nodes notice a copy of the directory: of two the count is the same, of an older
 	// one it is lower.
 	Starts uint64 `json:"starts,omitempty"`
+	// Nonces are the numbers that the last of these processes drew, the present one's at the end: lineageMax at
+	// most, 16 hex digits each. By them the other nodes notice an older copy that has been started more often since.
+	Nonces string `json:"nonces,omitempty"`
 	// Served is set as soon as the directory belongs to a cluster and before the node first takes part in it:
 	// from then on it may have acknowledged writes, and a directory without any state of its group has lost
 	// them. How a cluster is founded or joined is of no interest any more.
@@ -61,7 +66,8 @@ func parseBits(s string) (b [16]byte, err error) {
 const (
 	identityFormat = 1
 	// identityBytesMax is room for the facts of the largest cluster: nine members of at most 500 bytes.
-	identityBytesMax = 16 << 10
+	// The text of a refusal can take six times its size, and the nonces take one KiB.
+	identityBytesMax = 32 << 10
 )
 
 const (
@@ -147,11 +153,32 @@ func (id *identity) claims() (cluster, history [16]byte, err error) {
 	return cluster, history, errors.Join(errCluster, errHistory)
 }
 
-// countStart counts this start and returns the count, once it is durable. No other node may hear of this process
-// before.
-func (id *identity) countStart(dir string) (uint64, error) {
-	id.Starts++
-	return id.Starts, id.write(dir)
+// lineageMax is how many starts the directory remembers: what a handshake tells of them.
+const lineageMax = consensus.LineageMax
+
+// countStart counts this start in id.Starts, draws the number of this process, and returns the numbers of the last
+// starts with it at the end, once they are durable. No other node may hear of this process before.
+func (id *identity) countStart(dir string) ([]uint64, error) {
+	b, err := hex.DecodeString(id.Nonces)
+	if err != nil || len(b)%8 != 0 {
+		return nil, fmt.Errorf("cannot read identity of data directory %s: its numbers of starts are malformed", dir)
+	}
+	var lineage []uint64
+	for ; len(b) > 0; b = b[8:] {
+		lineage = append(lineage, binary.BigEndian.Uint64(b))
+	}
+	var nonce [8]byte
+	for nonce == [8]byte{} { // zero stands for none
+		rand.Read(nonce[:]) // never fails: it ends the process if the system has no randomness
+	}
+	lineage = append(lineage, binary.BigEndian.Uint64(nonce[:]))
+	lineage = lineage[max(0, len(lineage)-lineageMax):]
+	var text []byte
+	for _, n := range lineage {
+		text = hex.AppendEncode(text, binary.BigEndian.AppendUint64(nil, n))
+	}
+	id.Starts, id.Nonces = id.Starts+1, string(text)
+	return lineage, id.write(dir)
 }
 
 // refusedMax bounds the text that is kept of a refusal, in bytes.

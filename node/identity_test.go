@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,18 +52,25 @@ func TestLoadIdentity_NewDirectory_GetsOneForEver(t *testing.T) {
 
 func TestCountStart_EachStart_CountsOnAndIsDurable(t *testing.T) {
 	dir := t.TempDir()
-	for want := uint64(1); want <= 3; want++ {
+	var before []uint64
+	for want := uint64(1); want <= lineageMax+3; want++ {
 		id, _, err := loadIdentity(dir, "n1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := id.countStart(dir); got != want || err != nil {
-			t.Fatalf("start %d counts %d, %v", want, got, err)
+		got, err := id.countStart(dir)
+		if err != nil || id.Starts != want || len(got) != int(min(want, lineageMax)) {
+			t.Fatalf("start %d counts %d, with %d numbers, %v", want, id.Starts, len(got), err)
 		}
+		former, last := got[:len(got)-1], got[len(got)-1]
+		if !slices.Equal(former, before[len(before)-len(former):]) || last == 0 || slices.Contains(before, last) {
+			t.Fatalf("start %d tells %x after %x", want, got, before)
+		}
+		before = got
 	}
 	id, _, err := loadIdentity(dir, "n1")
-	if err != nil || id.Starts != 3 {
-		t.Fatalf("looking at it makes %d starts of 3, %v", id.Starts, err)
+	if err != nil || id.Starts != lineageMax+3 {
+		t.Fatalf("looking at it makes %d starts of %d, %v", id.Starts, lineageMax+3, err)
 	}
 	// A count that can't be written down must not be used.
 	if err := os.RemoveAll(dir); err != nil {

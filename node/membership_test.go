@@ -18,6 +18,7 @@ import (
 
 // A fourth node is taken in as a learner, becomes a voter by itself, and is removed again for good.
 func TestCluster_FourthNode_JoinsIsPromotedAndRemoved(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -101,6 +102,7 @@ func TestCluster_FourthNode_JoinsIsPromotedAndRemoved(t *testing.T) {
 // A member that comes back with an empty directory is not let in under its old id, by either way, until the
 // cluster is told that the old one is gone.
 func TestCluster_WipedMember_IsRefusedWithTheWayBack(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -130,6 +132,7 @@ func TestCluster_WipedMember_IsRefusedWithTheWayBack(t *testing.T) {
 }
 
 func TestAdmin_WhatCannotBe_IsRefusedAndChangesNothing(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, others := c.leader()
@@ -335,6 +338,7 @@ func TestOpen_NobodyTakesItIn_GivesUpAndSaysWhy(t *testing.T) {
 
 // The facts that a member told are kept before the log is started, and are not asked for again.
 func TestOpen_JoinCutShort_GoesOnWithoutAsking(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 1, nil)
 	c.start("node-1")
 	leader, _ := c.leader()

@@ -426,6 +426,7 @@ func TestNode_Close_AnswersWhatIsUnderWayAndRefusesTheRest(t *testing.T) {
 }
 
 func TestOpen_PortInUseOrForeignDirectory_SaysWhatToDo(t *testing.T) {
+	slow(t)
 	dir := t.TempDir()
 	n := openNode(t, dir, nil)
 	defer closeNode(t, n)
@@ -484,6 +485,7 @@ func TestService_ReadAtRevisions_ReflectsThePastAndNeverTheFuture(t *testing.T) 
 
 // A client that never finishes its request is no reason to stop in disorder.
 func TestNode_Close_SlowUpload_ClosesTheStoreInOrder(t *testing.T) {
+	slow(t)
 	dir := t.TempDir()
 	n := openNode(t, dir, nil)
 	c, err := net.Dial("tcp", n.Addresses().HTTP)

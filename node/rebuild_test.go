@@ -32,6 +32,7 @@ func (c *cluster) segment(id string) (path string, now []byte) {
 // Goal: a disk that lied about fsync lost the end of the log. Nothing but the checkpoint tells; also a node that is to
 // make its state anew must not come back, vote for who lacks the same, and lose what was acknowledged.
 func TestRebuild_LogLostItsEnd_IsRefusedAndNothingIsLost(t *testing.T) {
+	slow(t)
 	for _, quarantined := range []bool{false, true} {
 		t.Run(fmt.Sprint("quarantined=", quarantined), func(t *testing.T) {
 			c := newCluster(t, 3, nil)
@@ -80,6 +81,7 @@ func TestRebuild_LogLostItsEnd_IsRefusedAndNothingIsLost(t *testing.T) {
 
 // Goal: --start-timeout is for others who are waited for. A copy that takes longer would begin anew for ever.
 func TestRebuild_LongerThanTheStartTimeout_Ends(t *testing.T) {
+	slow(t)
 	c := newCluster(t, 3, func(o *Options) { o.Consensus.TrailingLogs, o.Consensus.LogKeepBytes = 1, -1 })
 	c.start(c.ids...)
 	leader, _ := c.leader()
@@ -249,6 +251,7 @@ func TestRebuild_LogEmptiedAndCheckpointReadable_OfTwoVotersNoLeaderIsNeeded(t *
 // Goal: with an empty log and a checkpoint that can't be read nobody knows how far the node once was. One other voter
 // that is no leader is not enough.
 func TestRebuild_LogEmptiedAndCheckpointDamaged_OnlyALeaderIsBelieved(t *testing.T) {
+	slow(t)
 	c, _ := emptiedOfTwo(t)
 	path := filepath.Join(c.places["node-1"].dir, "groups", "1", "CHECKPOINT")
 	b, err := os.ReadFile(path)

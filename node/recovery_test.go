@@ -86,6 +86,7 @@ func TestRecover_WhatIsNoSurvivor_IsRefusedAndLeftAlone(t *testing.T) {
 
 // What a node says wins over nothing, and one whose machine is gone holds nothing open.
 func TestHoldsOpen_OnlyWhoKeepsAConnection(t *testing.T) {
+	slow(t)
 	n := openNode(t, t.TempDir(), nil)
 	addrs := []string{n.info.Listen, n.info.Raft}
 	for _, a := range addrs {

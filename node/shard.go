@@ -162,9 +162,10 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	co.OnRebuild = func(t consensus.Transfer) {
 		so.progress(fmt.Sprintf("building the state anew from %s: %d of about %d bytes", t.ID, t.RecordBytes, t.TotalBytes))
 	}
-	if co.Starts, err = so.identity.countStart(o.DataDir); err != nil {
+	if co.Lineage, err = so.identity.countStart(o.DataDir); err != nil {
 		return nil, errors.Join(err, so.raft.Close())
 	}
+	co.Starts, co.Nonce = so.identity.Starts, co.Lineage[len(co.Lineage)-1]
 	co.Card = encodeCard(&so.roster.self, co.Starts)
 	opening := ctx
 	if rebuild {

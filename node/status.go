@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -109,7 +110,8 @@ type nodeStatus struct {
 	ID string `json:"id"`
 	// Role is leader, follower or learner.
 	Role string `json:"role"`
-	// State is ok, starting, stopping, or unreachable.
+	// State is ok, starting, leaderless, stopping, unreachable, or other-history: it answers for another history of the
+	// cluster, or for another cluster.
 	State        string `json:"state"`
 	RaftAddress  string `json:"raft_address"`
 	Address      string `json:"address"`
@@ -138,7 +140,11 @@ type diskStatus struct {
 // States of a node beside those of a member.
 const (
 	stateStarting = "starting"
-	stateStopping = "stopping"
+	// stateLeaderless is a node that runs and knows no leader, for longer than an election or a start takes.
+	stateLeaderless = "leaderless"
+	stateStopping   = "stopping"
+	// stateStranger is a node that runs and belongs to another history of the cluster, or to another cluster.
+	stateStranger = "other-history"
 )
 
 // statusJSON describes the node as it is now and, unless local is set, the cluster as far as the other nodes
@@ -267,15 +273,29 @@ func (d *statusDocument) roleOfNode(m consensus.Member) string {
 	return "follower"
 }
 
+// leaderlessAfter is the age in seconds from which a node without a leader is no longer called starting.
+const leaderlessAfter = 10
+
 // state gives the state of the node that d describes.
 func (d *statusDocument) state() string {
 	switch {
 	case d.Stopping:
 		return stateStopping
+	case !d.Ready && d.LeaderID == "" && d.UptimeSeconds > leaderlessAfter:
+		return stateLeaderless
 	case !d.Ready:
 		return stateStarting
 	}
 	return stateOK
+}
+
+// stranger tells that d and other are of two histories of a cluster, or of two clusters. One that knows none yet is
+// none.
+func (d *statusDocument) stranger(other *statusDocument) bool {
+	if strings.Trim(d.HistoryID, "0") == "" || strings.Trim(other.HistoryID, "0") == "" {
+		return false
+	}
+	return d.ClusterID != other.ClusterID || d.HistoryID != other.HistoryID
 }
 
 // addPeers makes d's nodes those of the whole configuration.
@@ -291,6 +311,9 @@ func (s *Service) addPeers(d *statusDocument, answers map[string]*statusDocument
 		n := nodeStatus{ID: m.ID, Role: d.roleOfNode(m), State: stateUnreachable, RaftAddress: m.Address, Address: known.Address, Version: known.Version}
 		if a := answers[m.ID]; a != nil {
 			n.State, n.AppliedIndex, n.Version, n.Pid, n.Disk = a.state(), a.AppliedIndex, a.Version, a.Pid, &a.Disk
+			if (n.State == stateOK || n.State == stateLeaderless) && a.stranger(d) {
+				n.State = stateStranger
+			}
 		} else if v, ok := s.shard.health.of(m.ID); ok {
 			n.Disk = &diskStatus{State: v.Disk, FreeBytes: v.Free}
 		}

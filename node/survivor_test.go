@@ -166,6 +166,7 @@ func TestRecover_SurvivorInQuarantineWhileAGivenUpNodeRuns_FetchesNothingFromIt(
 // Goal: the same where the whole log is there, and the given-up nodes are a majority of the members that it begins with:
 // their leader must not write to it.
 func TestRecover_SurvivorReplaysWhileTheGivenUpNodesRun_FollowsNoneOfThem(t *testing.T) {
+	slow(t)
 	c := survivorInQuarantine(t, false)
 	c.start("node-2", "node-3")
 	if _, err := c.open("node-1", nil); err != nil {

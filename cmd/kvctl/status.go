@@ -208,7 +208,7 @@ func (n *nodeStatus) voter() bool {
 func (n *nodeStatus) up() bool {
 	state, _, _ := strings.Cut(string(n.State), ":")
 	switch state {
-	case "", "down", "unreachable", "refused", "unknown", "failed", "shutdown":
+	case "", "down", "unreachable", "refused", "unknown", "failed", "shutdown", "other-history":
 		return false
 	}
 	return true

@@ -25,9 +25,10 @@ type entry struct {
 	address     string
 	incarnation [16]byte   // zero: none is bound
 	past        [][16]byte // replaced or removed, oldest first; at most pastMax
-	// starts is the highest count of starts that a process of this incarnation was let in with. nonce names the
-	// process that was let in last; it is not in the file, 0: none since this node's own start.
-	starts, nonce uint64
+	// starts is the highest count of starts that a process of this incarnation was let in with, mark the nonce of
+	// that process; 0: not known. nonce names the process that was let in last: another one than mark only if that
+	// does not count.
+	starts, mark, nonce uint64
 }
 
 // process is the one that was let in last.
@@ -85,6 +86,7 @@ type entryJSON struct {
 	Address     string     `json:"address,omitempty"`
 	Incarnation hexBytes   `json:"incarnation,omitempty"`
 	Starts      uint64     `json:"starts,omitempty"`
+	Nonce       uint64     `json:"nonce,omitempty"`
 	Past        []hexBytes `json:"past,omitempty"`
 }
 
@@ -130,7 +132,7 @@ func (b *book) decode(payload []byte) (page, error) {
 		p.founders = append(p.founders, Founder(f))
 	}
 	for _, e := range j.Peers {
-		n := entry{address: e.Address, starts: e.Starts, past: make([][16]byte, len(e.Past))}
+		n := entry{address: e.Address, starts: e.Starts, mark: e.Nonce, nonce: e.Nonce, past: make([][16]byte, len(e.Past))}
 		if err := e.Incarnation.into(n.incarnation[:]); err != nil {
 			return page{}, err
 		}
@@ -157,7 +159,7 @@ func (b *book) encode(p *page) ([]byte, error) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.entries)) {
 		e := p.entries[id]
-		out := entryJSON{ID: id, Address: e.address, Incarnation: e.incarnation[:], Starts: e.starts}
+		out := entryJSON{ID: id, Address: e.address, Incarnation: e.incarnation[:], Starts: e.starts, Nonce: e.mark}
 		for i := range e.past {
 			out.Past = append(out.Past, e.past[i][:])
 		}
@@ -205,7 +207,7 @@ func (e entry) replace(incarnation [16]byte) entry {
 		e.past = past[max(0, len(past)-pastMax):]
 	}
 	if e.incarnation != incarnation {
-		e.starts, e.nonce = 0, 0
+		e.starts, e.mark, e.nonce = 0, 0, 0
 	}
 	e.incarnation = incarnation
 	return e
@@ -230,7 +232,7 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	if t.cluster == ([16]byte{}) {
 		t.cluster, t.history = b.now.cluster, b.now.history
 	}
-	t.bound, t.past = old.process(), old.past
+	t.bound, t.mark, t.past = old.process(), old.mark, old.past
 	if r := t.judge(h); r != nil {
 		return r, nil
 	}
@@ -240,9 +242,11 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	}
 	e := old.replace(h.Incarnation)
 	e.address, e.nonce = h.Address, h.Nonce
-	e.starts = max(e.starts, h.Starts)
+	if h.Starts != 0 { // judged: not fewer than before
+		e.starts, e.mark = h.Starts, h.Nonce
+	}
 	learn := t.cluster != [16]byte{} && t.cluster == h.Cluster && b.now.hash == [32]byte{} && h.Founders != [32]byte{}
-	durable := learn || e.incarnation != old.incarnation || e.address != old.address || e.starts != old.starts
+	durable := learn || e.incarnation != old.incarnation || e.address != old.address || e.starts != old.starts || e.mark != old.mark
 	if !durable && e.nonce == old.nonce {
 		return nil, nil
 	}

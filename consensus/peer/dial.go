@@ -182,7 +182,7 @@ func (t *Transport) hello(purpose Purpose, to string) Hello {
 	known := t.book.read()
 	h := Hello{
 		Purpose: purpose, Group: t.o.Group, Target: to, Source: t.o.NodeID,
-		Incarnation: t.o.Incarnation, Starts: t.o.Starts, Nonce: t.o.Nonce, Address: string(t.o.Address),
+		Incarnation: t.o.Incarnation, Starts: t.o.Starts, Nonce: t.o.Nonce, Lineage: t.o.Lineage, Address: string(t.o.Address),
 		Cluster: known.cluster, History: known.history, Founders: known.certainHash(t.named.Load()),
 		Level: t.o.Level, StateLevel: t.o.StateLevel(), Heartbeat: t.o.HeartbeatTimeout.Truncate(time.Microsecond), Card: t.o.Card,
 	}

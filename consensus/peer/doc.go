@@ -4,7 +4,7 @@
 // What it does. A handshake opens each connection (hello.go), and both sides judge the other by the same
 // rules (trust.go): cluster, group, name, and the data directory that the name is bound to, so that a
 // node which lost its disk is never taken for its old self. Of several processes with copies of one
-// directory one is let in, by the count of its starts, and none that lacks committed entries which an
+// directory one is let in, by the count of its starts and the numbers that their processes drew, and none that lacks committed entries which an
 // earlier one had acknowledged, as far as anybody remembers (holdings.go). Bindings and counts are in the
 // file "peers" (book.go) before anybody acts on them. Found makes the founders of a cluster meet before it
 // begins (found.go).

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -42,6 +43,9 @@ type Hello struct {
 	Starts uint64
 	// Nonce is the number that the source's process drew for itself; 0 if it drew none.
 	Nonce uint64
+	// Lineage are the nonces of the last starts of the source's data directory, oldest first, the last of them
+	// Nonce; at most LineageMax. Empty: not told.
+	Lineage []uint64
 	// LastIndex and LastTerm are those of the last entry that the source holds durably; zeros if it holds none.
 	LastIndex, LastTerm uint64
 	// LogTold says that LastIndex and LastTerm mean anything.
@@ -70,6 +74,26 @@ type process struct {
 }
 
 func (h *Hello) process() process { return process{h.Incarnation, h.Starts, h.Nonce} }
+
+// denies tells that another process than nonce was start number starts of the source's data directory. What nobody
+// noted, or the lineage does not reach back to, it does not deny.
+func (h *Hello) denies(starts, nonce uint64) bool {
+	back := h.Starts - starts
+	return nonce != 0 && starts <= h.Starts && back < uint64(len(h.Lineage)) && h.Lineage[len(h.Lineage)-1-int(back)] != nonce
+}
+
+// checkLineage returns what is wrong with the lineage of a process that counts its starts.
+func checkLineage(lineage []uint64, starts, nonce uint64) error {
+	switch n := len(lineage); {
+	case n == 0:
+		return nil
+	case n > LineageMax || uint64(n) > starts:
+		return fmt.Errorf("lineage of %d starts, for start %d; at most %d are told", n, starts, LineageMax)
+	case lineage[n-1] != nonce:
+		return errors.New("the lineage does not end with the process itself")
+	}
+	return nil
+}
 
 // answer is the second frame of a connection.
 type answer struct {
@@ -120,6 +144,7 @@ type frameJSON struct {
 	Incarnation hexBytes `json:"incarnation,omitempty"`
 	Starts      uint64   `json:"starts,omitempty"`
 	Nonce       uint64   `json:"nonce,omitempty"`
+	Lineage     []byte   `json:"lineage,omitempty"` // 8 bytes each, little endian
 	LastIndex   uint64   `json:"last_index,omitempty"`
 	LastTerm    uint64   `json:"last_term,omitempty"`
 	LogTold     bool     `json:"log_told,omitempty"`
@@ -137,10 +162,14 @@ type frameJSON struct {
 }
 
 func (h *Hello) json() frameJSON {
+	var lineage []byte
+	for _, n := range h.Lineage {
+		lineage = binary.LittleEndian.AppendUint64(lineage, n)
+	}
 	return frameJSON{
 		Purpose: h.Purpose, Group: h.Group, Target: h.Target, Source: h.Source,
 		Incarnation: h.Incarnation[:], Address: h.Address,
-		Starts: h.Starts, Nonce: h.Nonce, LastIndex: h.LastIndex, LastTerm: h.LastTerm, LogTold: h.LogTold,
+		Starts: h.Starts, Nonce: h.Nonce, Lineage: lineage, LastIndex: h.LastIndex, LastTerm: h.LastTerm, LogTold: h.LogTold,
 		Cluster: h.Cluster[:], History: h.History[:], Founders: h.Founders[:],
 		Level: h.Level, StateLevel: h.StateLevel, HeartbeatUs: uint64(h.Heartbeat / time.Microsecond), Card: h.Card,
 	}
@@ -157,7 +186,16 @@ func (f *frameJSON) hello() (Hello, error) {
 		f.Incarnation.into(h.Incarnation[:]), f.Cluster.into(h.Cluster[:]),
 		f.History.into(h.History[:]), f.Founders.into(h.Founders[:]),
 	)
+	if len(f.Lineage)%8 != 0 || len(f.Lineage) > 8*LineageMax {
+		return Hello{}, fmt.Errorf("lineage of %d bytes", len(f.Lineage))
+	}
+	for b := f.Lineage; len(b) > 0; b = b[8:] {
+		h.Lineage = append(h.Lineage, binary.LittleEndian.Uint64(b))
+	}
+	lineage := checkLineage(h.Lineage, h.Starts, h.Nonce)
 	switch {
+	case lineage != nil:
+		return Hello{}, lineage
 	case err != nil:
 		return Hello{}, fmt.Errorf("an id in it is malformed: %w", err)
 	case !validID(h.Source):

@@ -2,12 +2,14 @@ package peer
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"hash/crc32"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +18,7 @@ import (
 func testHello() Hello {
 	return Hello{
 		Purpose: PurposeRaft, Group: 7, Target: "node-2", Source: "node-1", Incarnation: incarnation(1),
-		Starts: 5, Nonce: 1<<64 - 1, LastIndex: 17, LastTerm: 3, LogTold: true,
+		Starts: 5, Nonce: 1<<64 - 1, Lineage: []uint64{7, 0x0807060504030201, 1<<64 - 1}, LastIndex: 17, LastTerm: 3, LogTold: true,
 		Address: "10.0.0.1:7300", Cluster: incarnation(0xcc), History: incarnation(0xdd),
 		Founders: [32]byte{5}, Level: 3, StateLevel: 2, Heartbeat: 600 * time.Millisecond, Card: []byte(`{"version":"1"}`),
 	}
@@ -101,12 +103,16 @@ func TestReadHello_WrongContents_AreRefusedByName(t *testing.T) {
 		`not JSON`:              "cannot decode",
 		`{"target":"b",` + rest: "source",
 		`{"source":"a",` + rest: "target",
-		`{"source":"a","target":"b","address":"x:1"}`:                                      "incarnation",
-		`{"source":"a","target":"b","incarnation":"01010101010101010101010101010101"}`:     "address",
-		`{"source":"a","target":"b","cluster":"0102",` + rest:                              "2 bytes instead of 16",
-		`{"source":"a","target":"b","cluster":"zz",` + rest:                                "invalid byte",
-		`{"source":"` + strings.Repeat("a", 65) + `","target":"b",` + rest:                 "source",
-		`{"source":"a","target":"b","card":"` + strings.Repeat("AAAA", 1400) + `",` + rest: "card",
+		`{"source":"a","target":"b","address":"x:1"}`:                                                                              "incarnation",
+		`{"source":"a","target":"b","incarnation":"01010101010101010101010101010101"}`:                                             "address",
+		`{"source":"a","target":"b","cluster":"0102",` + rest:                                                                      "2 bytes instead of 16",
+		`{"source":"a","target":"b","cluster":"zz",` + rest:                                                                        "invalid byte",
+		`{"source":"` + strings.Repeat("a", 65) + `","target":"b",` + rest:                                                         "source",
+		`{"source":"a","target":"b","lineage":"AAAA",` + rest:                                                                      "lineage of 3 bytes",
+		`{"source":"a","target":"b","lineage":"` + base64.StdEncoding.EncodeToString(make([]byte, 8*(LineageMax+1))) + `",` + rest: "lineage of 520 bytes",
+		`{"source":"a","target":"b","starts":1,"lineage":"AAAAAAAAAAAAAAAAAAAAAA==",` + rest:                                       "lineage of 2 starts, for start 1",
+		`{"source":"a","target":"b","starts":1,"nonce":5,"lineage":"AAAAAAAAAAA=",` + rest:                                         "does not end with the process",
+		`{"source":"a","target":"b","card":"` + strings.Repeat("AAAA", 1400) + `",` + rest:                                         "card",
 	} {
 		_, err := ReadHello(bytes.NewReader(sealFrame(kindHello, []byte(payload))))
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -131,6 +137,7 @@ func TestReadHello_LargestHello_FitsItsFrame(t *testing.T) {
 	h.Source, h.Target = strings.Repeat("s", idBytesMax), strings.Repeat("t", idBytesMax)
 	h.Address = strings.Repeat("<", addressBytesMax) // six bytes each in JSON
 	h.Card = make([]byte, cardBytesMax)
+	h.Starts, h.Lineage = 1<<64-1, slices.Repeat([]uint64{h.Nonce}, LineageMax)
 	if _, err := ReadHello(bytes.NewReader(mustAppendHello(t, h))); err != nil {
 		t.Fatal(err)
 	}

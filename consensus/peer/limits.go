@@ -14,6 +14,8 @@ const (
 	cardBytesMax = 4 << 10
 	// refusalBytesMax bounds a refusal's text.
 	refusalBytesMax = 1 << 10
+	// LineageMax is how many starts of its data directory a node tells the others: 8 bytes each in every handshake.
+	LineageMax = 64
 
 	// handshakesMax is how many inbound connections may be in their handshake at once, inboundMax how
 	// many may be open. A peer keeps at most poolMax idle connections and one per call under way.

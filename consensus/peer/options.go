@@ -90,6 +90,8 @@ type Status struct {
 	// Copied tells that Refused is of this process, because others ran or run with copies of its data directory:
 	// it also holds for a process that was accepted before.
 	Copied bool
+	// GivenUp tells that Refused is because that node goes on in another history, for which this one was given up.
+	GivenUp bool
 	// Rejected is the reason for which this node last refused that one (its call, or what answers at its
 	// address), until it is accepted.
 	Rejected string
@@ -125,6 +127,10 @@ type Options struct {
 	Starts uint64
 	// Nonce names this process; 0: one is drawn.
 	Nonce uint64
+	// Lineage are the nonces of the last starts of this data directory, oldest first, the last of them Nonce; at most
+	// LineageMax and Starts. They are durable before New is called. By them the others know an older copy of the
+	// directory that has been started more often since. Empty: not told, and there is no such protection.
+	Lineage []uint64
 	// LogEnd returns index and term of the last entry that this node holds durably, in its log or below a
 	// checkpoint; false if it can't tell. It is called for every handshake. Optional; where it does not tell, a
 	// node that lost entries is let in.
@@ -309,6 +315,9 @@ func (o Options) validate() error {
 	fault(!validAddress(string(o.Address)), "Address %q is empty, longer than %d bytes, or holds a %q", o.Address, addressBytesMax, stampSeparator)
 	fault(o.Incarnation == [16]byte{}, "Incarnation is zero")
 	fault(o.Dir == "", "Dir is empty")
+	if err := checkLineage(o.Lineage, o.Starts, o.Nonce); err != nil {
+		errs = append(errs, err)
+	}
 	fault(len(o.Card) > cardBytesMax, "Card of %d bytes is larger than %d", len(o.Card), cardBytesMax)
 	fault(o.HeartbeatTimeout < 10*time.Millisecond, "HeartbeatTimeout %v is below 10ms", o.HeartbeatTimeout)
 	fault(o.Timeout < 10*time.Millisecond, "Timeout %v is below 10ms", o.Timeout)

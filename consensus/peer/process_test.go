@@ -236,7 +236,10 @@ func TestBook_Starts_WrittenOncePerStart(t *testing.T) {
 	if r := let(5, 50); r == nil || r.code != codeOlderCopy {
 		t.Errorf("after a restart: %+v", r)
 	}
-	if r := let(6, 61); r != nil { // which of two was first is not in the file
+	if r := let(6, 61); r == nil || r.code != codeCloned {
+		t.Errorf("after a restart: %+v", r)
+	}
+	if r := let(6, 60); r != nil {
 		t.Errorf("after a restart: %s", r.text)
 	}
 }

@@ -11,6 +11,7 @@ type contact struct {
 	address    string
 	refused    string
 	refusedAt  time.Time
+	givenUp    bool // the refusal is of a node that was given up for the other's history
 	copied     bool // the refusal is of this process, because of others with copies of its data directory
 	rejected   string
 	rejectedAt time.Time
@@ -49,7 +50,7 @@ func (t *Transport) noteAccepted(id, address string, dialled bool) {
 		c.pause = time.Time{}
 	}
 	if dialled {
-		c.refused, c.refusedAt, c.copied, c.pause = "", time.Time{}, false, time.Time{}
+		c.refused, c.refusedAt, c.copied, c.givenUp, c.pause = "", time.Time{}, false, false, time.Time{}
 	}
 }
 
@@ -61,7 +62,7 @@ func (t *Transport) noteRefused(id, address string, r *refusal) {
 	log := false
 	if c := t.contactLocked(id); c != nil {
 		c.address, c.refused, c.refusedAt, c.pause = address, text, now, now.Add(refusedPause)
-		c.copied = r.copied()
+		c.copied, c.givenUp = r.copied(), r.code == codeGivenUp
 		log = c.shouldLog(text, now)
 	}
 	t.mu.Unlock()
@@ -91,7 +92,7 @@ func (t *Transport) noteRejected(id, address string, r *refusal, pause bool) {
 	t.mu.Lock()
 	log := false
 	if c := t.contactLocked(id); c != nil {
-		c.rejected, c.rejectedAt, c.stranger = text, now, r.code == codeOtherCluster
+		c.rejected, c.rejectedAt, c.stranger = text, now, r.code == codeOtherCluster || r.code == codeGivenUp
 		if pause {
 			c.address, c.pause = address, now.Add(refusedPause)
 		}
@@ -143,7 +144,7 @@ func (t *Transport) Peers() []Status {
 		if c.address != "" {
 			s.Address = c.address
 		}
-		s.Refused, s.RefusedAt, s.Copied = c.refused, c.refusedAt, c.copied
+		s.Refused, s.RefusedAt, s.Copied, s.GivenUp = c.refused, c.refusedAt, c.copied, c.givenUp
 		if !connected[id] || now.Sub(c.rejectedAt) < rejectedShown {
 			s.Rejected, s.RejectedAt, s.Stranger = c.rejected, c.rejectedAt, c.stranger
 		}

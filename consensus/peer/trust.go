@@ -31,6 +31,7 @@ const (
 	codeOlderCopy     code = "older-copy"
 	codeCloned        code = "cloned"
 	codeForgotten     code = "forgotten"
+	codeGivenUp       code = "given-up"
 )
 
 // refusal says why one node will not talk to another, and how to get out of it.
@@ -80,6 +81,7 @@ type trust struct {
 	recordThere   bool       // there is a record
 	recordRemoved bool       // which says removed
 	bound         process    // the last one that was let in; incarnation zero: none
+	mark          uint64     // the nonce of the process that was let in with bound.starts; 0: not known
 	past          [][16]byte // incarnations that the peers file knows as replaced or removed
 	// alive tells whether the process that was let in last still speaks; nil: no.
 	alive func(process) bool
@@ -168,6 +170,9 @@ func (t *trust) judgeProcess(h *Hello) *refusal {
 	case h.Starts < last.starts:
 		return refuse(codeOlderCopy, "node %q runs with an older copy of its data directory (start %d of it, node %q has met start %d): what it acknowledged since is missing there. Start it with the newest copy; %s",
 			h.Source, h.Starts, t.id, last.starts, wayBack)
+	case h.denies(last.starts, t.mark) && h.Starts > last.starts:
+		return refuse(codeOlderCopy, "node %q runs with an older copy of its data directory: it counts start %d, but another process was start %d of it when node %q met it. What that one acknowledged is missing here. Start it with the newest copy; %s",
+			h.Source, h.Starts, last.starts, t.id, wayBack)
 	case h.Starts == last.starts && last.nonce != 0:
 		return refuse(codeCloned, "another process ran or runs as node %q with a copy of this data directory (both call this start %d of it): stop this one and delete its copy; %s",
 			h.Source, h.Starts, wayBack)
@@ -192,6 +197,10 @@ func (t *trust) judgeCluster(h *Hello) *refusal {
 	case t.cluster != none16 && h.Cluster != none16:
 		if t.cluster != h.Cluster {
 			return refuse(codeOtherCluster, "node %q belongs to cluster %s, node %q to another cluster, %s: %s", h.Source, hex.EncodeToString(h.Cluster[:]), t.id, hex.EncodeToString(t.cluster[:]), wayIn)
+		}
+		if t.history != h.History && t.recordThere && t.recordRemoved && t.record == h.Incarnation {
+			return refuse(codeGivenUp, "node %q was given up by a recovery (kvstore recover) or removed: it and node %q, which goes on without it, belong to different histories of the cluster (%s and %s). With this data directory it must not run again: start it with an empty data directory and --join; if the recovery was a mistake, stop node %q first",
+				h.Source, t.id, short(h.History), short(t.history), t.id)
 		}
 		if t.history != h.History {
 			return refuse(codeOtherCluster, "nodes %q and %q belong to different histories of the cluster (%s and %s): one of them was restored from a backup, or the cluster was recovered without it (kvstore recover); start the other with an empty data directory and --join", h.Source, t.id, short(h.History), short(t.history))

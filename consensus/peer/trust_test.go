@@ -81,6 +81,38 @@ func TestJudge_EachRule_RefusesByItsCode(t *testing.T) {
 		{"nobody counts there", func(v *trust, h *Hello) { v.bound.starts, v.bound.nonce, h.Nonce = 7, 70, 71 }, "", ""},
 		{"older copy", func(v *trust, h *Hello) { v.bound.starts, v.bound.nonce, h.Starts, h.Nonce = 7, 70, 6, 60 }, codeOlderCopy, `run "kvctl member remove node-1"`},
 		{"older copy, no process known", func(v *trust, h *Hello) { v.bound.starts, h.Starts, h.Nonce = 7, 6, 60 }, codeOlderCopy, "--join"},
+		{"older copy that was started more often", func(v *trust, h *Hello) {
+			v.bound.starts, v.mark, h.Starts, h.Nonce, h.Lineage = 7, 70, 9, 92, []uint64{60, 71, 91, 92}
+		}, codeOlderCopy, "start 9, but another process was start 7"},
+		{"older copy that was started more often, while the other one runs", func(v *trust, h *Hello) {
+			v.bound.starts, v.bound.nonce, v.mark, h.Starts, h.Nonce, h.Lineage = 8, 80, 80, 9, 92, []uint64{60, 71, 91, 92}
+			v.alive = func(process) bool { return true }
+		}, codeOlderCopy, "start 8"},
+		{"the same directory, started more often", func(v *trust, h *Hello) {
+			v.bound.starts, v.mark, h.Starts, h.Nonce, h.Lineage = 7, 70, 9, 92, []uint64{60, 70, 91, 92}
+		}, "", ""},
+		{"nonces that reach back to the known start and no further", func(v *trust, h *Hello) {
+			v.bound.starts, v.mark, h.Starts, h.Nonce, h.Lineage = 7, 70, 9, 92, []uint64{71, 91, 92}
+		}, codeOlderCopy, "start 7"},
+		{"nonces that don't reach back to the known start", func(v *trust, h *Hello) {
+			v.bound.starts, v.mark, h.Starts, h.Nonce, h.Lineage = 6, 60, 9, 92, []uint64{71, 91, 92}
+		}, "", ""},
+		{"no nonces told", func(v *trust, h *Hello) { v.bound.starts, v.mark, h.Starts, h.Nonce = 7, 70, 9, 92 }, "", ""},
+		{"no nonce known", func(v *trust, h *Hello) {
+			v.bound.starts, h.Starts, h.Nonce, h.Lineage = 7, 9, 92, []uint64{60, 71, 91, 92}
+		}, "", ""},
+		{"given up", func(v *trust, h *Hello) {
+			v.recordThere, v.recordRemoved, v.record, h.History = true, true, h.Incarnation, incarnation(0xde)
+		}, codeGivenUp, "if the recovery was a mistake, stop node \"node-2\""},
+		{"of a history that has ended, and came anew since", func(v *trust, h *Hello) {
+			v.recordThere, v.recordRemoved, v.record, h.History = true, true, incarnation(9), incarnation(0xde)
+		}, codeOtherCluster, "different histories"},
+		{"of another history, and a member", func(v *trust, h *Hello) {
+			v.recordThere, v.record, h.History = true, h.Incarnation, incarnation(0xde)
+		}, codeOtherCluster, "different histories"},
+		{"of another cluster, and removed", func(v *trust, h *Hello) {
+			v.recordThere, v.recordRemoved, v.record, h.Cluster, h.History = true, true, h.Incarnation, incarnation(0xcd), incarnation(0xde)
+		}, codeOtherCluster, "another cluster"},
 		{"older copy of a directory that was replaced", func(v *trust, h *Hello) {
 			v.bound.starts, h.Starts, h.Incarnation, v.recordThere, v.record = 7, 1, incarnation(9), true, incarnation(9)
 		}, "", ""},
