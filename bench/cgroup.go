@@ -17,7 +17,8 @@ type cgroup struct{ dir, home string }
 func newCgroup(quota, period time.Duration) (_ *cgroup, err error) {
 	name := "kvbench-" + strconv.Itoa(os.Getpid())
 	us := func(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }
-	g, limits := &cgroup{}, [][2]string{}
+	g := &cgroup{}
+	var limits [][2]string
 	if root := "/sys/fs/cgroup"; exists(filepath.Join(root, "cgroup.controllers")) {
 		g.home, limits = root, [][2]string{{"cpu.max", us(quota) + " " + us(period)}}
 	} else {
