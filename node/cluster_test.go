@@ -88,6 +88,8 @@ func TestCluster_StartedInAnyOrder_AnswersOnEveryNode(t *testing.T) {
 	}
 
 	c.same()
+	// Followers count for the lease once their clocks were measured: a heartbeat timeout after they met.
+	until(t, "the leader holds its lease", leader.shard.group.Lease)
 	for _, n := range append(others, leader) {
 		d := status(t, n)
 		if d.LeaderID != leader.info.NodeID || d.IsLeader != (n == leader) || d.Lease.Held != (n == leader) || len(d.CurrentConfig) != 3 || d.PendingConfig != nil || !d.Ready {
