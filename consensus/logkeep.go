@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -139,7 +140,7 @@ func (s *logSizes) cut(first, next uint64) {
 	defer s.mu.Unlock()
 	if next < s.next {
 		// What is left of the sample that next lies in counts for nothing: err to the side of keeping.
-		i, _ := slices.BinarySearchFunc(s.samples, next, func(a sizeSample, n uint64) int { return compare(a.index, n) })
+		i, _ := slices.BinarySearchFunc(s.samples, next, func(a sizeSample, n uint64) int { return cmp.Compare(a.index, n) })
 		if s.samples, s.next = s.samples[:i], next; i > 0 {
 			s.total = s.samples[i-1].total
 		}
@@ -163,7 +164,7 @@ func (s *logSizes) newest(bytes int64) uint64 {
 	if bytes <= 0 {
 		return s.next
 	}
-	i, exact := slices.BinarySearchFunc(s.samples, s.total-bytes, func(a sizeSample, t int64) int { return compare(a.total, t) })
+	i, exact := slices.BinarySearchFunc(s.samples, s.total-bytes, func(a sizeSample, t int64) int { return cmp.Compare(a.total, t) })
 	switch {
 	case exact:
 		return s.samples[i].index
@@ -188,16 +189,6 @@ func (s *logSizes) since(d time.Duration) uint64 {
 		return 0
 	}
 	return s.samples[i].index
-}
-
-func compare[T int64 | uint64](a, b T) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // entryBytes is what an entry counts for.

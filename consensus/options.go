@@ -56,6 +56,9 @@ type Peer struct {
 // Pulse is what another node tells about its clocks and its health; see Options.OnPulse.
 type Pulse = peer.Pulse
 
+// HeartbeatTimeoutDefault is the default of Options.HeartbeatTimeout.
+const HeartbeatTimeoutDefault = 600 * time.Millisecond
+
 // Options configures a group. The zero value of a field means its default; Dir, NodeID and Address have
 // none. Open copies the struct.
 type Options struct {
@@ -248,7 +251,7 @@ type obligations struct {
 
 // withDefaults returns o with every unset field at its default.
 func (o Options) withDefaults() Options {
-	setDefault(&o.HeartbeatTimeout, 600*time.Millisecond)
+	setDefault(&o.HeartbeatTimeout, HeartbeatTimeoutDefault)
 	setDefault(&o.ElectionTimeout, o.HeartbeatTimeout)
 	setDefault(&o.LeaseDuration, o.HeartbeatTimeout/6*5)
 	setDefault(&o.SegmentBytes, 512<<20)

@@ -22,6 +22,17 @@ func (n *testNode) lose() {
 // rebuilding has the node fetch its state when it starts.
 func (n *testNode) rebuilding() { n.change = func(o *Options) { o.Rebuild = true } }
 
+// shortLogs starts three nodes whose logs no longer reach back to their first entry, and gives one that does not lead.
+func shortLogs(t *testing.T) (c *testCluster, n *testNode) {
+	t.Helper()
+	c = newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
+	c.start()
+	c.writeMany("a", 10)
+	c.converge()
+	c.compacted()
+	return c, c.others(c.leader())[0]
+}
+
 // compacted makes every running node's log begin behind entry 1.
 func (c *testCluster) compacted() {
 	c.tb.Helper()
@@ -126,12 +137,7 @@ func TestRebuild_LogReachesBackToTheFirstEntry_NobodyIsAsked(t *testing.T) {
 }
 
 func TestRebuild_CopyReachesBeyondTheLog_LogIsEmptied(t *testing.T) {
-	c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
-	c.start()
-	c.writeMany("a", 10)
-	c.converge()
-	c.compacted()
-	n := c.others(c.leader())[0]
+	c, n := shortLogs(t)
 	last := n.g.Status().LastIndex
 	n.kill()
 	n.lose()
@@ -232,12 +238,7 @@ func TestRebuild_LogIsEmptyAndReachKnown_NoLeaderIsNeeded(t *testing.T) {
 
 // Goal: a copy of a state that is known to be wrong is no help.
 func TestRebuild_StateOfOneNodeDiffers_AnotherOneIsAsked(t *testing.T) {
-	c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
-	c.start()
-	c.writeMany("a", 10)
-	c.converge()
-	c.compacted()
-	n := c.others(c.leader())[0]
+	c, n := shortLogs(t)
 	others := c.others(n)
 	n.kill()
 	n.lose()
@@ -262,12 +263,7 @@ func TestRebuild_StateOfOneNodeDiffers_AnotherOneIsAsked(t *testing.T) {
 func TestRebuild_CrashAtAnyStep_NodeComesBack(t *testing.T) {
 	for _, step := range []string{"fetched", "raised", "rebuilt", "emptied"} {
 		t.Run(step, func(t *testing.T) {
-			c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
-			c.start()
-			c.writeMany("a", 10)
-			c.converge()
-			c.compacted()
-			n := c.others(c.leader())[0]
+			c, n := shortLogs(t)
 			n.kill()
 			n.lose()
 			c.writeMany("b", 10)
@@ -349,12 +345,7 @@ func TestRebuild_SourceGoesAwayMidway_AnotherOneIsAsked(t *testing.T) {
 }
 
 func TestRebuild_MemberRemovedMeanwhile_Refused(t *testing.T) {
-	c := newTestCluster(t, 3, func(o *Options) { o.TrailingLogs = 2 })
-	c.start()
-	c.writeMany("a", 10)
-	c.converge()
-	c.compacted()
-	n := c.others(c.leader())[0]
+	c, n := shortLogs(t)
 	n.kill()
 	n.lose()
 	for _, other := range c.others(n) {

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"cmp"
 	"io"
 	"slices"
 	"sync"
@@ -130,7 +131,7 @@ func (x *transfer) end(installed bool) {
 	t.restores = slices.DeleteFunc(t.restores, func(r restore) bool { return now.Sub(r.ended) > restoreMemory })
 	if len(t.restores) == restoresMax {
 		// The shortest goes: the longest is what counts.
-		shortest := slices.MinFunc(t.restores, func(a, b restore) int { return compare(int64(a.took), int64(b.took)) })
+		shortest := slices.MinFunc(t.restores, func(a, b restore) int { return cmp.Compare(a.took, b.took) })
 		t.restores = slices.DeleteFunc(t.restores, func(r restore) bool { return r == shortest })
 	}
 	t.restores = append(t.restores, restore{now, now.Sub(x.started)})

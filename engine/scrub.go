@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"kvstore/internal/pace"
 )
 
 // ErrScrubbing says that another scrub is under way: one at a time.
@@ -15,6 +17,8 @@ var ErrScrubbing = errors.New("another scrub is under way")
 const (
 	scrubRateDefault = 16 << 20
 	scrubRateMin     = 1 << 20
+	// scrubBurst is how much of what was not used is caught up on: no burst makes up for a longer pause.
+	scrubBurst = time.Second
 
 	// scrubSliceBytes is what is read at one revision before the next is taken: some milliseconds, so that
 	// neither the pin nor the gate is held for long.
@@ -95,8 +99,7 @@ func (e *Engine) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error)
 	defer e.scrubbing.Unlock()
 	for {
 		in := e.live.Load()
-		s := scrubber{ctx: ctx, in: in, o: &o, start: time.Now()}
-		s.paceFrom = s.start
+		s := scrubber{ctx: ctx, in: in, o: &o, start: time.Now(), pace: pace.New(o.RateBytes, scrubBurst)}
 		err := s.run()
 		if errors.Is(err, ErrClosed) && e.replaced(in) {
 			continue // another state took its place, verified as a whole
@@ -214,7 +217,7 @@ type scrubber struct {
 	report ScrubReport
 	sum    partialSum
 
-	paceFrom   time.Time // when all that was read was due
+	pace       *pace.Pace
 	progressed time.Time
 	listed     int    // tables
 	total      uint64 // records, when it began
@@ -558,16 +561,7 @@ func (s *scrubber) spend(n int64) error {
 		return ErrClosed
 	default:
 	}
-	if s.o.RateBytes < 0 {
-		return nil
-	}
-	now := time.Now()
-	// What was not used for a second is lost: no burst makes up for a pause.
-	if s.paceFrom.Before(now.Add(-time.Second)) {
-		s.paceFrom = now.Add(-time.Second)
-	}
-	s.paceFrom = s.paceFrom.Add(time.Duration(float64(n) / float64(s.o.RateBytes) * float64(time.Second)))
-	pause := s.paceFrom.Sub(now)
+	pause := s.pace.Due(n)
 	if pause <= 0 {
 		return nil
 	}

@@ -122,13 +122,22 @@ func (a *admin) remove(ctx context.Context, id string) error {
 // disenfranchise takes the vote of the voter id, after the checks; a leader hands its leadership over instead, so
 // that the next one does it.
 func (a *admin) disenfranchise(ctx context.Context, id string) error {
-	if err := a.enoughWithout(ctx, id, ""); err != nil {
+	if err := a.spare(ctx, id, ""); err != nil {
+		return err
+	}
+	return a.s.shard.group.Demote(ctx, id)
+}
+
+// spare refuses to do without the voter id where the others, with one more unless that is empty, would be no majority,
+// and where it is this leader, which hands its leadership over instead.
+func (a *admin) spare(ctx context.Context, id, with string) error {
+	if err := a.enoughWithout(ctx, id, with); err != nil {
 		return err
 	}
 	if id == a.s.shard.roster.self.ID {
 		return a.yield(ctx)
 	}
-	return a.s.shard.group.Demote(ctx, id)
+	return nil
 }
 
 // yield hands the leadership over and refuses the change, which the next leader shall make: callers follow the
@@ -154,7 +163,7 @@ func begun(what, id string, err error) error {
 // answered something that was sent after the question: one that died a moment ago has been heard of lately.
 func (a *admin) enoughWithout(ctx context.Context, id, with string) error {
 	voters, alive := 0, 0
-	enough := a.await(ctx, func(since time.Duration) bool {
+	enough := a.await(ctx, a.patience(), func(since time.Duration) bool {
 		voters, alive = 0, 0
 		for _, d := range a.document().Members {
 			if d.ID == id || d.Role != "voter" && d.ID != with {
@@ -178,7 +187,7 @@ func (a *admin) enoughWithout(ctx context.Context, id, with string) error {
 
 // inReach refuses unless the member answers this leader now.
 func (a *admin) inReach(ctx context.Context, id string) error {
-	if a.await(ctx, func(since time.Duration) bool {
+	if a.await(ctx, a.patience(), func(since time.Duration) bool {
 		return slices.ContainsFunc(a.document().Members, func(d memberDocument) bool { return d.ID == id && d.heardWithin(since) })
 	}) {
 		return nil
@@ -186,11 +195,13 @@ func (a *admin) inReach(ctx context.Context, id string) error {
 	return refusef(wire.StatusDenied, "%s does not answer the leader, so it cannot lead; nothing was changed: bring it back first, or leave the name out", id)
 }
 
-// await asks until the answer is yes, for as long as a leader may need to hear of a member that is well. The
-// function is told how long ago the asking began.
-func (a *admin) await(ctx context.Context, is func(since time.Duration) bool) bool {
+// patience is as long as a leader may need to hear of a member that is well: several heartbeats.
+func (a *admin) patience() time.Duration { return max(heardMax, a.s.shard.health.kept) }
+
+// await asks until the answer is yes, for that long. The function is told how long ago the asking began.
+func (a *admin) await(ctx context.Context, long time.Duration, is func(since time.Duration) bool) bool {
 	begun := time.Now()
-	end := begun.Add(max(heardMax, a.s.shard.health.kept)) // the latter is several heartbeats
+	end := begun.Add(long)
 	for {
 		if is(time.Since(begun)) {
 			return true
@@ -214,11 +225,9 @@ const heardMax = time.Second
 // heard waits until this leader has heard of all members in its term, for heardMax at most: a leader that was asked
 // as soon as it was elected knows of nobody that he is alive.
 func (a *admin) heard(ctx context.Context) {
-	for end := time.Now().Add(heardMax); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		if !slices.ContainsFunc(a.document().Members, func(d memberDocument) bool { return d.LastContactMs < 0 }) {
-			return
-		}
-	}
+	a.await(ctx, heardMax, func(time.Duration) bool {
+		return !slices.ContainsFunc(a.document().Members, func(d memberDocument) bool { return d.LastContactMs < 0 })
+	})
 }
 
 // caughtUp refuses unless the member keeps up with this leader: a voter that does not makes the others wait.
@@ -273,11 +282,8 @@ func (a *admin) demote(ctx context.Context, id string) error {
 		return refusef(wire.StatusRetryLater, "%s is a member whose data directory is not known yet; nothing was changed: try again", id)
 	}
 	if m.Voter {
-		if err := a.enoughWithout(ctx, id, ""); err != nil {
+		if err := a.spare(ctx, id, ""); err != nil {
 			return err
-		}
-		if id == shard.roster.self.ID {
-			return a.yield(ctx)
 		}
 	}
 	if !record.NoPromote {
@@ -323,11 +329,8 @@ func (a *admin) replace(ctx context.Context, id, with string) error {
 		}
 	}
 	if old.Voter {
-		if err := a.enoughWithout(ctx, id, with); err != nil {
+		if err := a.spare(ctx, id, with); err != nil {
 			return err
-		}
-		if id == shard.roster.self.ID {
-			return a.yield(ctx)
 		}
 		if err := a.promote(ctx, with); err != nil {
 			return err

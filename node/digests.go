@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -50,25 +51,15 @@ func mergeDigests(before, told []digestPoint) []digestPoint {
 		before = nil
 	}
 	i, _ := slices.BinarySearchFunc(before, told[0].index, func(p digestPoint, index uint64) int {
-		return compareIndex(p.index, index)
+		return cmp.Compare(p.index, index)
 	})
 	all := append(slices.Clone(before[:i]), told...)
 	return all[max(0, len(all)-digestsKeptMax):]
 }
 
-func compareIndex(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
 // at gives the digest at an index.
 func digestAt(points []digestPoint, index uint64) (d [16]byte, ok bool) {
-	i, ok := slices.BinarySearchFunc(points, index, func(p digestPoint, index uint64) int { return compareIndex(p.index, index) })
+	i, ok := slices.BinarySearchFunc(points, index, func(p digestPoint, index uint64) int { return cmp.Compare(p.index, index) })
 	if !ok {
 		return d, false
 	}

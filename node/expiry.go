@@ -19,16 +19,10 @@ const (
 
 // expiry is the loop that proposes the removal of expired records. Whether a record is expired is
 // decided in the state machine, by the entry's time; this loop only wakes it.
-type expiry struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-}
+type expiry struct{ loop }
 
 func (x *expiry) start(s *Shard) {
-	ctx, cancel := context.WithCancel(context.Background())
-	x.cancel, x.done = cancel, make(chan struct{})
-	go func() { // owned by the Shard; ends when stop cancels ctx
-		defer close(x.done)
+	x.begin(func(ctx context.Context) {
 		tick := time.NewTicker(expiryInterval)
 		defer tick.Stop()
 		for {
@@ -48,13 +42,5 @@ func (x *expiry) start(s *Shard) {
 				}
 			}
 		}
-	}()
-}
-
-// stop ends the loop; it may be called when start was not.
-func (x *expiry) stop() {
-	if x.cancel != nil {
-		x.cancel()
-		<-x.done
-	}
+	})
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -66,6 +67,8 @@ type peerHealth struct {
 // health keeps the newest vitals of each node, and draws the conclusions: what the disks allow, and whose state
 // differs.
 type health struct {
+	loop
+
 	// Immutable after newHealth.
 	s     *Shard
 	disks *disks
@@ -88,15 +91,11 @@ type health struct {
 	movedAt            time.Time // when that was
 	alarmed            uint64    // the index of the last alarm
 	damagedAt          time.Time // since when the others are told of damage; zero: there is none
-
-	// Set by start.
-	cancel context.CancelFunc
-	done   chan struct{}
 }
 
 func newHealth(s *Shard, heartbeat time.Duration) *health {
 	if heartbeat == 0 {
-		heartbeat = 600 * time.Millisecond // the default of consensus.Options
+		heartbeat = consensus.HeartbeatTimeoutDefault
 	}
 	return &health{
 		s: s, disks: newDisks(s.guard), clock: clock.System{}, kept: vitalsKept * heartbeat,
@@ -106,21 +105,10 @@ func newHealth(s *Shard, heartbeat time.Duration) *health {
 
 // start begins the loop. REQUIRES: the shard is open.
 func (h *health) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	h.cancel, h.done = cancel, make(chan struct{})
-	go h.run(ctx) // owned by the Shard; ends when stop cancels ctx
-}
-
-// stop ends the loop; it may be called when start was not.
-func (h *health) stop() {
-	if h.cancel != nil {
-		h.cancel()
-		<-h.done
-	}
+	h.begin(h.run)
 }
 
 func (h *health) run(ctx context.Context) {
-	defer close(h.done)
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	for {
@@ -155,7 +143,7 @@ func (h *health) hear(id string, incarnation [16]byte, at int64, b []byte) {
 		return // of a build that says it differently: it counts as silent
 	}
 	v.Digests = slices.DeleteFunc(v.Digests, func(p digestPoint) bool { return p.index == 0 })
-	if !slices.IsSortedFunc(v.Digests, func(a, b digestPoint) int { return compareIndex(a.index, b.index) }) {
+	if !slices.IsSortedFunc(v.Digests, func(a, b digestPoint) int { return cmp.Compare(a.index, b.index) }) {
 		return
 	}
 	h.mu.Lock()

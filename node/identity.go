@@ -106,16 +106,26 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	return f, nil
 }
 
+// identityFile is where the identity lies in a data directory.
+const identityFile = "identity"
+
+// readIdentity reads the directory's identity; the error matches fs.ErrNotExist if there is none.
+func readIdentity(dir string) (id identity, err error) {
+	b, err := record.ReadFile(filepath.Join(dir, identityFile), identityBytesMax)
+	if err == nil {
+		err = json.Unmarshal(b, &id)
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
+	}
+	return id, nil
+}
+
 // loadIdentity reads the directory's identity, or gives it one when it is new. It refuses a directory
 // that belongs to another node, and one that holds data but no identity.
 func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
-	path := filepath.Join(dir, "identity")
-	b, err := record.ReadFile(path, identityBytesMax)
-	switch {
+	switch id, err = readIdentity(dir); {
 	case err == nil:
-		if err := json.Unmarshal(b, &id); err != nil {
-			return id, false, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
-		}
 		if id.Format != identityFormat {
 			return id, false, fmt.Errorf("data directory %s has format %d; this build reads format %d", dir, id.Format, identityFormat)
 		}
@@ -127,10 +137,10 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 		}
 		return id, false, nil
 	case !errors.Is(err, fs.ErrNotExist):
-		return id, false, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
+		return id, false, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "groups")); !errors.Is(err, fs.ErrNotExist) {
-		return id, false, fmt.Errorf("data directory %s holds data but no identity file: restore the file %s from a copy, or choose another --data-dir", dir, path)
+		return id, false, fmt.Errorf("data directory %s holds data but no identity file: restore the file %s from a copy, or choose another --data-dir", dir, filepath.Join(dir, identityFile))
 	}
 	var bits [16]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
@@ -216,7 +226,7 @@ func (id *identity) write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("cannot encode identity: %w", err)
 	}
-	if err := record.WriteFileAtomic(filepath.Join(dir, "identity"), b, 0o600); err != nil {
+	if err := record.WriteFileAtomic(filepath.Join(dir, identityFile), b, 0o600); err != nil {
 		return fmt.Errorf("cannot write identity of data directory %s: %w", dir, err)
 	}
 	return nil
@@ -226,18 +236,11 @@ func (id *identity) write(dir string) error {
 // cluster nor members to join mean anything to it. A directory that is not there, or holds no identity, does
 // not.
 func HasCluster(dir string) (bool, error) {
-	b, err := record.ReadFile(filepath.Join(dir, "identity"), identityBytesMax)
+	id, err := readIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	var id identity
-	if err == nil {
-		err = json.Unmarshal(b, &id)
-	}
-	if err != nil {
-		return false, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
-	}
-	return id.Served, nil
+	return err == nil && id.Served, err
 }
 
 // checkNotEmptied refuses a directory that served before and whose group has neither a checkpoint nor a vote

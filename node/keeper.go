@@ -40,13 +40,13 @@ const (
 // addresses, and hands the leadership to a node that should rather have it; on every node it finds out when the node
 // has caught up for the first time.
 type keeper struct {
+	loop
+
 	// Immutable after start.
 	s *Shard
 	// refused is told, once, that the cluster has no place for this node: the others do not take it, or it
 	// was removed.
 	refused func(error)
-	cancel  context.CancelFunc
-	done    chan struct{}
 
 	// settled is closed once the node has known a leader and reached what that leader had applied then.
 	settled chan struct{}
@@ -68,17 +68,8 @@ func newKeeper(s *Shard) *keeper {
 
 // start begins the loop.
 func (k *keeper) start(refused func(error)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	k.refused, k.cancel, k.done = refused, cancel, make(chan struct{})
-	go k.run(ctx) // owned by the Shard; ends when stop cancels ctx
-}
-
-// stop ends the loop; it may be called when start was not.
-func (k *keeper) stop() {
-	if k.cancel != nil {
-		k.cancel()
-		<-k.done
-	}
+	k.refused = refused
+	k.begin(k.run)
 }
 
 // isSettled reports whether the node has caught up once since its start.
@@ -92,7 +83,6 @@ func (k *keeper) isSettled() bool {
 }
 
 func (k *keeper) run(ctx context.Context) {
-	defer close(k.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

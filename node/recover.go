@@ -162,15 +162,12 @@ func (o *RecoverOptions) logDir() string {
 
 // survivor reads the identity of the directory that is to be recovered. It creates nothing.
 func survivor(o *RecoverOptions) (id identity, err error) {
-	b, err := record.ReadFile(filepath.Join(o.DataDir, "identity"), identityBytesMax)
+	id, err = readIdentity(o.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return id, fmt.Errorf("data directory %s is not one of a node: give the directory of the node that survived with --data-dir", o.DataDir)
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &id)
-	}
 	if err != nil {
-		return id, fmt.Errorf("cannot read identity of data directory %s: %w", o.DataDir, err)
+		return id, err
 	}
 	if id, _, err = loadIdentity(o.DataDir, cmp.Or(o.NodeID, id.NodeID)); err != nil {
 		return id, err

@@ -52,6 +52,8 @@ type scrubStatus struct {
 // scrubber is the loop that reads everything that is stored, from time to time, so that damage is found while
 // there are other copies.
 type scrubber struct {
+	loop
+
 	// Immutable after newScrubber.
 	interval time.Duration // <= 0: only when it is asked for
 	rate     int64
@@ -60,9 +62,7 @@ type scrubber struct {
 	log   func(ctx context.Context, rate int64) (damage string, err error)
 	told  func(damage error)
 
-	kick   chan struct{} // at most one token: begin now
-	cancel context.CancelFunc
-	done   chan struct{}
+	kick chan struct{} // at most one token: begin now
 
 	runs, failures, records, bytes, damages atomic.Uint64 // of all scrubs that have ended
 
@@ -77,21 +77,11 @@ func newScrubber(interval time.Duration, rate int64) *scrubber {
 
 // start begins the loop.
 func (x *scrubber) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	x.cancel, x.done = cancel, make(chan struct{})
-	go x.run(ctx) // owned by the Shard; ends when stop cancels ctx
+	x.begin(x.run)
 }
 
-// stop ends the loop, and a scrub under way; it may be called when start was not.
-func (x *scrubber) stop() {
-	if x.cancel != nil {
-		x.cancel()
-		<-x.done
-	}
-}
-
-// begin has a scrub begin now, or another one after the one under way.
-func (x *scrubber) begin() {
+// ask has a scrub begin now, or another one after the one under way.
+func (x *scrubber) ask() {
 	select {
 	case x.kick <- struct{}{}:
 	default:
@@ -112,7 +102,6 @@ func (x *scrubber) update(f func(*scrubStatus)) {
 }
 
 func (x *scrubber) run(ctx context.Context) {
-	defer close(x.done)
 	wait := min(x.interval, scrubFirstMin+rand.N(scrubFirstMax-scrubFirstMin))
 	for {
 		due := (<-chan time.Time)(nil)
@@ -225,7 +214,7 @@ func (a *admin) scrub(ctx context.Context, payload []byte) wire.Response {
 		payload = []byte(`{"action":"` + scrubAction + `"}`)
 		return shard.forwarder.Do(ctx, m.Address, &wire.Request{Op: wire.OpAdmin, Group: wire.GroupDefault, ID: 1, Body: payload, Payload: payload})
 	}
-	shard.scrub.begin()
+	shard.scrub.ask()
 	b, err := json.Marshal(shard.scrub.status())
 	if err != nil {
 		panic("BUG: cannot encode the status of the scrub: " + err.Error())

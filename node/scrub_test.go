@@ -38,7 +38,7 @@ func TestScrub_Damage_IsToldWithItsPlaceAndCounted(t *testing.T) {
 	if s := x.status(); s.Running || s.StartedAt != nil || s.NextAt != nil || s.DigestMatches != nil {
 		t.Errorf("before the first scrub the status is %+v", s)
 	}
-	x.begin()
+	x.ask()
 	err := <-told
 	if !errors.Is(err, engine.ErrRecordDamaged) || !strings.Contains(err.Error(), "some/key") || !strings.Contains(err.Error(), "17 places") {
 		t.Errorf("told is %v", err)
@@ -57,12 +57,12 @@ func TestScrub_DigestOff_IsToldAndSoundIsToldAsSuch(t *testing.T) {
 	x, told := testScrubber(t, func(context.Context, engine.ScrubOptions) (engine.ScrubReport, error) {
 		return engine.ScrubReport{DigestMatches: matches, DigestCause: "one record too many"}, nil
 	}, "")
-	x.begin()
+	x.ask()
 	if err := <-told; !errors.Is(err, engine.ErrDigestMismatch) || !strings.Contains(err.Error(), "one record too many") {
 		t.Errorf("told is %v", err)
 	}
 	matches = true
-	x.begin()
+	x.ask()
 	if err := <-told; err != nil {
 		t.Errorf("told of a sound state is %v", err)
 	}
@@ -78,7 +78,7 @@ func TestScrub_Stopped_EndsAndTellsNothing(t *testing.T) {
 		<-ctx.Done()
 		return engine.ScrubReport{}, ctx.Err()
 	}, "")
-	x.begin()
+	x.ask()
 	<-began
 	if !x.status().Running {
 		t.Error("the status does not say that it runs")

@@ -128,10 +128,17 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 		return nil, errors.Join(err, so.raft.Close())
 	}
 	e := s.engine // s is nil where an error is returned
+	var group *consensus.Group
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.Close())
+		if err == nil {
+			return
 		}
+		if group != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
+			defer cancel()
+			err = errors.Join(err, group.Close(ctx))
+		}
+		err = errors.Join(err, e.Close())
 	}()
 	so.roster.engine = e
 	co := o.Consensus
@@ -171,27 +178,19 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	if rebuild {
 		opening = so.unbounded // nobody is waited for but who gives the state; a stream that stands still is given up
 	}
-	if s.group, err = consensus.Open(opening, co, stateMachine{s.engine}); err != nil {
+	if group, err = consensus.Open(opening, co, stateMachine{s.engine}); err != nil {
 		return nil, err
 	}
+	s.group = group
 	s.health.disks.log.Store(s.group.Metrics())
-	if err := s.rebuilt(); err != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
-		defer cancel()
-		return nil, errors.Join(err, s.group.Close(ctx))
-	}
-	if err := s.reachable(); err != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
-		defer cancel()
-		return nil, errors.Join(err, s.group.Close(ctx))
+	if err := errors.Join(s.rebuilt(), s.reachable()); err != nil {
+		return nil, err
 	}
 	bo := o.Batcher
 	bo.Proposer, bo.Stamp, bo.Now = proposer{s.group}, s.stamp, s.now
 	bo.Bracket = so.doors.hold
 	if s.batcher, err = batcher.New(bo); err != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), o.DrainTimeout)
-		defer cancel()
-		return nil, errors.Join(err, s.group.Close(ctx))
+		return nil, err
 	}
 	s.forwarder = client.NewForwarder(client.ForwarderOptions{Logger: o.Logger, Name: "node " + o.NodeID, Cluster: func() (id [16]byte, ok bool) {
 		id, _, ok = e.Identity()

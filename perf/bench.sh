@@ -15,9 +15,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${BENCH_SECONDS:-5}
 kills=${BENCH_KILLS:-10}
-out=perf/out
-bin=${BENCH_BIN:-bin}
-dir=${BENCH_DIR:-$out}
 # shellcheck source=perf/lib.sh
 . perf/lib.sh
 

@@ -1,6 +1,12 @@
-# Shared by the scripts of this folder that start servers: sourced, not run. The sourcing script has set $bin, $dir,
-# $out and `set -euo pipefail`, and stands in the project's root.
+# Shared by the scripts of this folder that start servers: sourced, not run. The sourcing script has set `set -euo
+# pipefail` and stands in the project's root.
+#
+#   BENCH_BIN   the binaries to measure (default bin, built if they are not there)
+#   BENCH_DIR   where the data lies: the disk that is measured (default perf/out)
 
+out=perf/out
+bin=${BENCH_BIN:-bin}
+dir=${BENCH_DIR:-$out}
 mkdir -p "$out" "$dir"
 [[ -e $out/.gitignore ]] || echo '*' >"$out/.gitignore"
 if [[ ! -x $bin/kvstore || ! -x $bin/kvbench || ! -x $bin/kvctl ]]; then

@@ -14,9 +14,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=" ${WORST_PARTS:-failover transfer stopped restart overload} "
 kills=${WORST_KILLS:-100}
 seconds=${WORST_SECONDS:-10}
-out=perf/out
-bin=${BENCH_BIN:-bin}
-dir=${BENCH_DIR:-$out}
 # shellcheck source=perf/lib.sh
 . perf/lib.sh
 report=$out/worst-$(date -u +%Y%m%dT%H%M%SZ).jsonl

@@ -2,8 +2,9 @@ package peer
 
 import (
 	"context"
-	"sync"
 	"time"
+
+	"kvstore/internal/pace"
 )
 
 const (
@@ -14,15 +15,13 @@ const (
 	burstTime = 50 * time.Millisecond
 )
 
-// rate hands out bytes at no more than a pace, to any number of callers, in the order in which they ask: a
-// bucket of tokens that holds what burstTime brings.
+// rate bounds the bytes of snapshots that go one way.
 type rate struct {
 	perSecond int64 // 0 or less: no bound. Immutable.
-
-	mu sync.Mutex
-	// Guarded by mu.
-	paid time.Time // when all that was handed out so far has been paid for
+	pace      *pace.Pace
 }
+
+func newRate(perSecond int64) rate { return rate{perSecond, pace.New(perSecond, burstTime)} }
 
 // piece is how many bytes to ask for at a time.
 func (r *rate) piece() int {
@@ -34,17 +33,7 @@ func (r *rate) piece() int {
 
 // take waits until n more bytes may go. It returns ctx's error if that ends first.
 func (r *rate) take(ctx context.Context, n int) error {
-	if r.perSecond <= 0 || n <= 0 {
-		return nil
-	}
-	now := time.Now()
-	r.mu.Lock()
-	if earliest := now.Add(-burstTime); r.paid.Before(earliest) {
-		r.paid = earliest
-	}
-	r.paid = r.paid.Add(time.Duration(float64(n) / float64(r.perSecond) * float64(time.Second)))
-	wait := r.paid.Sub(now)
-	r.mu.Unlock()
+	wait := r.pace.Due(int64(n))
 	if wait > 0 && !pause(ctx, wait) {
 		return ctx.Err()
 	}

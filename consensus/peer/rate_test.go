@@ -12,7 +12,7 @@ import (
 
 func TestRate_AnyCallers_NeverMoreThanTheBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := rate{perSecond: 256 << 10}
+		r := newRate(256 << 10)
 		start := time.Now()
 		var wg sync.WaitGroup
 		for range 4 {
@@ -44,11 +44,11 @@ func TestRate_AnyCallers_NeverMoreThanTheBound(t *testing.T) {
 }
 
 func TestRate_NoBound_NobodyWaits(t *testing.T) {
-	r := rate{perSecond: -1}
+	r := newRate(-1)
 	if err := r.take(context.Background(), 1<<40); err != nil || r.piece() != connChunk {
 		t.Errorf("%v, pieces of %d", err, r.piece())
 	}
-	slow := rate{perSecond: 64 << 10}
+	slow := newRate(64 << 10)
 	if got := slow.piece(); got != 16<<10 {
 		t.Errorf("pieces of %d bytes at 64 KiB/s", got)
 	}

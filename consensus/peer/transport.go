@@ -98,8 +98,8 @@ func New(o Options) (*Transport, error) {
 		holdings:   holdings{of: map[string]holding{}},
 		contacts:   map[string]*contact{},
 		pulsed:     map[string]bool{},
-		sending:    rate{perSecond: o.SnapshotRateBytes},
-		receiving:  rate{perSecond: o.SnapshotRateBytes},
+		sending:    newRate(o.SnapshotRateBytes),
+		receiving:  newRate(o.SnapshotRateBytes),
 	}
 	t.inner = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:          stream{t},
