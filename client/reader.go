@@ -211,11 +211,19 @@ func (c *conn) serve(as []answer) error {
 func (c *conn) deliver(cl *call, a *answer) error {
 	body, owned := a.body, a.owned
 	if a.h.Flags&wire.FlagCompressed != 0 {
-		raw, err := wire.Decompress(c.in.raw[:0], c.ack.Codec, body, wire.FrameBodyBytesMax)
+		n, err := wire.RawLen(body, wire.FrameBodyBytesMax)
 		if err != nil {
 			return err
 		}
-		body, owned = raw, len(raw) > keepBytesMax
+		// What the caller will own is never unpacked into the buffer, which may have grown beyond keepBytesMax.
+		raw := c.in.raw[:0]
+		if owned = n > keepBytesMax; owned {
+			raw = nil
+		}
+		if raw, err = wire.Decompress(raw, c.ack.Codec, body, wire.FrameBodyBytesMax); err != nil {
+			return err
+		}
+		body = raw
 		if !owned {
 			c.in.raw = raw
 		}
