@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"kvstore/wire"
@@ -91,5 +92,30 @@ func TestMember_MalformedOrTooMany_IsRefusedAndChangesNothing(t *testing.T) {
 	}
 	if res := d.one(memberOp(wire.Member{ID: "node-7", Removed: true})); res.Status != wire.StatusOK {
 		t.Fatalf("a change of one that is there: %v", res.Status)
+	}
+}
+
+// TestOpen_SystemRecordsInPieces_AreLoaded: in how many pieces a value is stored never matters, so not for those
+// either that say what the cluster is.
+func TestOpen_SystemRecordsInPieces_AreLoaded(t *testing.T) {
+	o := engineOptions(t, t.TempDir())
+	o.ChunkThresholdBytes, o.ChunkBytes = 1, 1<<10
+	d := newDriver(t, o)
+	report := wire.Recover{HistoryID: [16]byte{9}, BaseRaise: wire.RecoverBaseRaise, At: testEpoch, Text: strings.Repeat("x", 3000)}
+	d.one(recoverOp(report))
+	d.one(memberOp(wire.Member{ID: "node-1", Incarnation: [16]byte{1}, Address: "localhost:7000"}))
+	if err := d.e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e := mustOpen(t, o)
+	cluster, history, ok := e.Identity()
+	if !ok || cluster != testInit.ClusterID || history != report.HistoryID || e.Level() != testInit.Level {
+		t.Fatalf("cluster %x, history %x, %v, level %d", cluster, history, ok, e.Level())
+	}
+	if r := e.Recoveries(); len(r) != 1 || r[0].Recover != report {
+		t.Fatalf("recoveries %+v", r)
+	}
+	if m, ok := e.Member("node-1"); !ok || m.Address != "localhost:7000" {
+		t.Fatalf("member %+v, %v", m, ok)
 	}
 }

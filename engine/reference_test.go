@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 
 	"kvstore/wire"
@@ -22,6 +23,10 @@ type reference struct {
 	records   map[string]*modelRecord
 	sessions  map[uint64]*modelSession
 	effects   []Effect
+	bytesMax  int64 // of all kept answers
+
+	// answer stands in for the evaluation of a write, if it is set.
+	answer func(m *reference, op *wire.Op) wire.Result
 }
 
 type modelRecord struct {
@@ -37,7 +42,12 @@ type modelSession struct {
 }
 
 func newReference() *reference {
-	return &reference{records: make(map[string]*modelRecord), sessions: make(map[uint64]*modelSession)}
+	return &reference{records: make(map[string]*modelRecord), sessions: make(map[uint64]*modelSession), bytesMax: wire.SessionsBytesMax}
+}
+
+// configuration takes an entry that says nothing to the state.
+func (m *reference) configuration(index uint64) {
+	m.index, m.ts, m.effects = index, m.base+index, nil
 }
 
 func (m *reference) apply(index uint64, entry []byte) []wire.Result {
@@ -189,11 +199,37 @@ func (m *reference) write(op *wire.Op) wire.Result {
 			kept.Payload = nil
 		}
 		s.results[op.Seq] = kept
+		m.makeRoom(s)
 	}
 	return res
 }
 
+// makeRoom ends the sessions but keep that were used longest ago, of several that of the lowest id first, until
+// the kept answers fit.
+func (m *reference) makeRoom(keep *modelSession) {
+	for m.bytesMax < wire.SessionsBytesMax { // nothing here fills that
+		var bytes int64
+		var idle uint64
+		for _, id := range sortedKeys(m.sessions) {
+			s := m.sessions[id]
+			for _, kept := range s.results {
+				bytes += 128 + int64(len(kept.Payload))
+			}
+			if s != keep && (idle == 0 || s.last < m.sessions[idle].last) {
+				idle = id
+			}
+		}
+		if bytes <= m.bytesMax || idle == 0 {
+			return
+		}
+		delete(m.sessions, idle)
+	}
+}
+
 func (m *reference) mutate(op *wire.Op) wire.Result {
+	if m.answer != nil {
+		return m.answer(m, op)
+	}
 	switch op.Op {
 	case wire.OpBatch, wire.OpTxn:
 		return m.group(op)
@@ -330,7 +366,9 @@ func (m *reference) put(ns uint32, key string, ext, value []byte, ttlMs uint64) 
 		m.remove(k, EffectExpire)
 	}
 	if ttlMs > 0 {
-		meta.ExpiresAt = m.now + int64(ttlMs)*1000
+		if meta.ExpiresAt = m.now + int64(ttlMs)*1000; meta.ExpiresAt < 0 || meta.ExpiresAt == math.MaxInt64 {
+			meta.ExpiresAt = math.MaxInt64 - 1 // the end of time
+		}
 	}
 	meta.Version = m.rev()
 	m.records[k] = &modelRecord{meta: meta, ext: bytes.Clone(ext), value: bytes.Clone(value)}

@@ -161,13 +161,25 @@ func (t *sessions) keep(s *session, seq, ts uint64, res *wire.Result) {
 // again. Their clients learn it by SESSION_EXPIRED, as after any other end. keep is spared: alone it
 // can't fill the bound.
 func (t *sessions) makeRoom(keep *session) {
-	for s := t.idle.next; t.bytes > t.bytesMax && s != &t.idle; {
-		next := s.next
-		if s != keep {
-			t.end(s)
+	for t.bytes > t.bytesMax {
+		s := t.longestIdle(keep)
+		if s == nil {
+			return
 		}
-		s = next
+		t.end(s)
 	}
+}
+
+// longestIdle gives the session other than keep that has been idle for longest: of those with the same time of
+// the last write that of the lowest id. The ring has these in order of use, which is not stored, so after a
+// restart it would name another one. It looks at as many sessions as share that time.
+func (t *sessions) longestIdle(keep *session) (longest *session) {
+	for s := t.idle.next; s != &t.idle && (longest == nil || s.last == longest.last); s = s.next {
+		if s != keep && (longest == nil || s.id < longest.id) {
+			longest = s
+		}
+	}
+	return longest
 }
 
 // keptResultOverheadBytes is what one kept answer costs besides its payload: its place in the maps and
@@ -383,7 +395,8 @@ func loadSessions(r *reader) (*sessions, error) {
 	return t, nil
 }
 
-// linkIdle builds the idle ring. The order among sessions of equal last doesn't matter: expire sorts.
+// linkIdle builds the idle ring. The order among sessions of equal last doesn't matter: expire sorts, and
+// longestIdle goes by id.
 func (t *sessions) linkIdle() {
 	all := make([]*session, 0, len(t.byID))
 	for _, s := range t.byID {

@@ -76,7 +76,7 @@ func loadIdentity(r *reader) (id identity, err error) {
 		key := appendRecordKey(nil, wire.NamespaceSystem, []byte(f.key))
 		found, err := r.get(key, func(stored []byte) error {
 			var rec storedRecord
-			if err := decodeRecord(key, stored, &rec); err != nil {
+			if err := decodeWhole(r, key, stored, &rec); err != nil {
 				return err
 			}
 			if len(rec.Value) != f.size {
@@ -102,6 +102,15 @@ func loadIdentity(r *reader) (id identity, err error) {
 	return id, nil
 }
 
+// decodeWhole is decodeRecord for a record whose value may stand in pieces, which it reads from r.
+func decodeWhole(r *reader, key, stored []byte, rec *storedRecord) error {
+	err := decodeRecord(key, stored, rec)
+	if err == nil && rec.chunks > 0 {
+		rec.Value, err = appendChunks(nil, r, key, rec)
+	}
+	return err
+}
+
 // eachSystemRecord calls fn for each system record whose key begins with prefix, in order of keys. rec is good
 // until fn returns.
 func eachSystemRecord(r *reader, prefix string, fn func(rec *storedRecord) error) error {
@@ -113,7 +122,7 @@ func eachSystemRecord(r *reader, prefix string, fn func(rec *storedRecord) error
 			return false, err
 		}
 		var rec storedRecord
-		if err := decodeRecord(key, stored, &rec); err != nil {
+		if err := decodeWhole(r, key, stored, &rec); err != nil {
 			return false, err
 		}
 		return true, fn(&rec)
