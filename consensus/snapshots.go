@@ -410,19 +410,6 @@ func (s *snapshotSink) Cancel() error { return nil }
 
 func snapshotID(term, index uint64) string { return fmt.Sprintf("%d-%d", term, index) }
 
-// decodeConfiguration decodes what raft.EncodeConfiguration wrote; raft's own decoder panics.
-func decodeConfiguration(b []byte) (c raft.Configuration, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("its raft configuration cannot be decoded: %v", r)
-		}
-	}()
-	if c = raft.DecodeConfiguration(b); len(c.Servers) == 0 {
-		return c, errors.New("its raft configuration has no members")
-	}
-	return c, nil
-}
-
 // voterIDs appends the voters of a configuration to ids.
 func voterIDs(c raft.Configuration, ids []raft.ServerID) []raft.ServerID {
 	for _, s := range c.Servers {

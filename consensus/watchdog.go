@@ -9,6 +9,9 @@ import (
 // watchdog reports an operation that takes longer than its limit. start and stop are called by one
 // goroutine at a time, or overlap only for operations that exclude each other inside; the count keeps
 // the watch on until the last has ended.
+//
+// It counts time in which it looks on. A process that is stopped, or gets no processor, can't see its disk answer
+// either: a SIGSTOP longer than the limit would otherwise end every node that was about to write.
 type watchdog struct {
 	// Immutable.
 	describe func(took, limit time.Duration) error // what a stall means
@@ -19,8 +22,13 @@ type watchdog struct {
 	limit   time.Duration
 	running int
 	began   time.Time
+	looked  time.Time     // when it last looked
+	seen    time.Duration // how long it has looked on since began
 	timer   *time.Timer
 }
+
+// watchdogLooks is how often a watchdog looks within its limit.
+const watchdogLooks = 8
 
 // newWatchdog watches the writing of what.
 func newWatchdog(limit time.Duration, what string, fault *failStop) *watchdog {
@@ -41,7 +49,8 @@ func (w *watchdog) start() {
 	defer w.mu.Unlock()
 	if w.running == 0 {
 		w.began = time.Now()
-		w.timer.Reset(w.limit)
+		w.looked, w.seen = w.began, 0
+		w.timer.Reset(w.limit / watchdogLooks)
 	}
 	w.running++
 }
@@ -57,12 +66,26 @@ func (w *watchdog) stop() {
 
 // expired runs on the timer's goroutine. It checks again under the lock: Stop does not wait for it.
 func (w *watchdog) expired() {
+	now := time.Now()
 	w.mu.Lock()
-	took := time.Since(w.began)
-	limit := w.limit
-	stalled := w.running > 0 && took >= limit
+	stalled := w.look(now)
+	if w.running > 0 && !stalled {
+		w.timer.Reset(min(w.limit/watchdogLooks, w.limit-w.seen))
+	}
+	took, limit := now.Sub(w.began), w.limit
 	w.mu.Unlock()
 	if stalled && !w.fault.isClosing() {
 		w.fault.report(w.describe(took.Round(time.Millisecond), limit))
 	}
+}
+
+// look tells whether what runs has been seen to run for longer than the limit. A look that comes late counts as two
+// at most. REQUIRES: mu held.
+func (w *watchdog) look(now time.Time) (stalled bool) {
+	if w.running == 0 {
+		return false
+	}
+	w.seen += min(max(now.Sub(w.looked), 0), 2*w.limit/watchdogLooks)
+	w.looked = now
+	return w.seen >= w.limit
 }
