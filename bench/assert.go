@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -93,7 +94,7 @@ func ParseAssertion(text string) (Assertion, error) {
 		a.Value = float64(d) / 1000
 	case slices.Contains(countNames, a.Metric):
 		f, err := strconv.ParseFloat(m[4], 64)
-		if err != nil {
+		if err != nil || math.IsNaN(f) { // nothing equals NaN, and everything differs from it
 			return fail(fmt.Sprintf("%q is no number", m[4]))
 		}
 		a.Value = f

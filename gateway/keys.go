@@ -268,7 +268,8 @@ func parseETag(v string) (wire.Revision, bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(v[1:len(v)-1], 10, 64)
-	return n, err == nil
+	// "07" is none of ours, though the number is.
+	return n, err == nil && etag(n) == v
 }
 
 func etag(v wire.Revision) string { return `"` + strconv.FormatUint(v, 10) + `"` }

@@ -342,6 +342,7 @@ func (a *app) document(raw []byte) error {
 	case a.outTTY:
 		err = json.Indent(&b, raw, "", "  ")
 	default:
+		err = json.Unmarshal(raw, new(json.RawMessage)) // checked as in the other forms
 		b.Write(raw)
 	}
 	if err != nil {

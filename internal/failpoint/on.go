@@ -96,7 +96,7 @@ func parse(s string) (*action, error) {
 		}
 		s = body
 	} else if body, p, ok := strings.Cut(s, "%"); ok {
-		if a.percent, err = strconv.ParseFloat(p, 64); err != nil || a.percent <= 0 || a.percent > 100 {
+		if a.percent, err = strconv.ParseFloat(p, 64); err != nil || !(a.percent > 0 && a.percent <= 100) { // NaN is neither
 			return nil, fmt.Errorf("%q: behind %% stands a share above 0 and up to 100", s)
 		}
 		s = body
