@@ -34,6 +34,11 @@ type ClusterOptions struct {
 	Env []string
 	// Quiet keeps what the nodes wrote out of the log of a failed test.
 	Quiet bool
+	// Clocks lets the test set the nodes' clocks, as Options.Clocks does.
+	Clocks bool
+	// Namespaces puts each node into a network namespace of its own, where that is possible: in the process that
+	// IsolateNetwork makes. Where it is not, the log says so, and the network is one of proxies.
+	Namespaces bool
 }
 
 // Cluster is a number of nodes that were founded together, node-1, node-2 and so on, with a Network in
@@ -66,15 +71,25 @@ func NewCluster(t testing.TB, o ClusterOptions) *Cluster {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	c := &Cluster{t: t, o: o, net: NewNetwork(t), digests: make(map[uint64]digestAt)}
-	var list []string
-	addrs := make([]string, o.Nodes)
-	for i := range o.Nodes {
-		addr, err := c.net.Add(nodeID(i))
-		if err != nil {
+	c := &Cluster{t: t, o: o, digests: make(map[uint64]digestAt)}
+	var addrs, list []string
+	if o.Namespaces {
+		began := time.Now()
+		var err error
+		if c.net, addrs, err = newNamespaces(t, o.Nodes); err != nil {
+			t.Logf("on loopback: %v", err)
+		} else {
+			t.Logf("%d network namespaces were made in %v", o.Nodes, time.Since(began).Round(time.Millisecond))
+		}
+	}
+	if c.net == nil {
+		c.net = NewNetwork(t)
+		var err error
+		if addrs, err = c.net.addAll(o.Nodes); err != nil {
 			t.Fatal(err)
 		}
-		addrs[i] = addr
+	}
+	for i, addr := range addrs {
 		list = append(list, nodeID(i)+"="+addr)
 	}
 	for i := range o.Nodes {
@@ -98,7 +113,7 @@ func nodeID(i int) string { return "node-" + strconv.Itoa(i+1) }
 func (c *Cluster) add(addr string, settings map[string]string) *Node {
 	c.t.Helper()
 	i := len(c.nodes)
-	o := Options{Settings: maps.Clone(c.o.Settings), Binary: c.o.Binary, Env: c.o.Env, Quiet: c.o.Quiet}
+	o := Options{Settings: maps.Clone(c.o.Settings), Binary: c.o.Binary, Env: c.o.Env, Quiet: c.o.Quiet, Clocks: c.o.Clocks, space: c.net.space(nodeID(i))}
 	if c.o.DataDir != nil {
 		o.DataDir = c.o.DataDir(i)
 	}

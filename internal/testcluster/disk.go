@@ -159,6 +159,9 @@ func (d *Disk) Thaw() error {
 	return nil
 }
 
+// Hangs tells whether the disk hangs.
+func (d *Disk) Hangs() bool { return d.hang != nil }
+
 // Unmount takes the disk off. REQUIRES: no process uses it any more.
 func (d *Disk) Unmount() error {
 	// The kernel lets go of the files of a killed process a moment after the process is gone.
@@ -187,7 +190,8 @@ func (d *Disk) PowerOn() error {
 	return nil
 }
 
-// Fill leaves about left bytes free on the disk by a file of its own, which Empty removes.
+// Fill leaves about left bytes free on the disk by a file of its own, which Empty removes. The file outlives a cut of the
+// power. REQUIRES: the disk does not hang.
 func (d *Disk) Fill(left int64) error {
 	var s unix.Statfs_t
 	if err := unix.Statfs(d.dir, &s); err != nil {
@@ -201,7 +205,11 @@ func (d *Disk) Fill(left int64) error {
 	if err != nil {
 		return fmt.Errorf("cannot fill %s: %w", d.dir, err)
 	}
-	if err := errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, size), f.Close()); err != nil {
+	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("cannot fill %s: %w", d.dir, err)
 	}
 	return nil

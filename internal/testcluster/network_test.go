@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// wired is a network with a node "b" that this test plays, and a node "a" that the test is as well: the
-// kernel names this process as the maker of the connection.
+// wired is a network with the nodes "a" and "b", which this test plays. With proxies the kernel names this process as
+// the maker of the connections; with namespaces they are made inside those.
 type wired struct {
 	net  *Network
-	addr string // of b's gate
-	b    net.Listener
+	addr string // of b, for a
+	b    *net.TCPListener
 }
 
 func newWired(t *testing.T) *wired {
@@ -31,16 +31,32 @@ func newWired(t *testing.T) *wired {
 	if w.addr, err = w.net.Add("b"); err != nil {
 		t.Fatal(err)
 	}
-	if w.b, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	w.listen(t, "127.0.0.1:0")
+	w.net.Connect("b", w.b.Addr().String(), func() int { return 0 })
+	return w
+}
+
+func (w *wired) listen(t *testing.T, addr string) {
+	t.Helper()
+	l, err := from(w.net.space("b"), func() (net.Listener, error) { return net.Listen("tcp", addr) })
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.b = l.(*net.TCPListener)
 	t.Cleanup(func() {
-		if err := w.b.Close(); err != nil {
+		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	w.net.Connect("b", w.b.Addr().String(), func() int { return 0 })
-	return w
+}
+
+// from makes a socket in a namespace; nil: in that of the test.
+func from[T any](s *space, open func() (T, error)) (made T, err error) {
+	err = s.do(func() error {
+		made, err = open()
+		return err
+	})
+	return made, err
 }
 
 // side is one end of a connection, read line by line by a goroutine, so that a test can ask what came so far.
@@ -124,7 +140,7 @@ func (s *side) silent() {
 
 func (w *wired) dial(t *testing.T) *side {
 	t.Helper()
-	c, err := net.Dial("tcp", w.addr)
+	c, err := from(w.net.space("a"), func() (net.Conn, error) { return net.Dial("tcp", w.addr) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +167,10 @@ func (w *wired) waitHeld(t *testing.T, from, to string, n int64) {
 }
 
 func TestNetwork_OneDirectionCut_IsSilentWhileTheOtherCarriesAndHealsLate(t *testing.T) {
-	w := newWired(t)
+	oneDirectionCut(t, newWired(t))
+}
+
+func oneDirectionCut(t *testing.T, w *wired) {
 	a, b := w.pair(t)
 	a.say("one")
 	b.hear("one")
@@ -166,7 +185,7 @@ func TestNetwork_OneDirectionCut_IsSilentWhileTheOtherCarriesAndHealsLate(t *tes
 		t.Fatal(err)
 	}
 	b.silent()
-	if w.net.Held("b", "a") != 0 || w.net.Sent("a", "b") != 4 || w.net.Sent("b", "a") != 6 {
+	if w.net.CanDelay() && (w.net.Sent("a", "b") != 4 || w.net.Sent("b", "a") != 6) || w.net.Held("b", "a") != 0 {
 		t.Errorf("%d held from b to a, %d bytes from a to b, %d back", w.net.Held("b", "a"), w.net.Sent("a", "b"), w.net.Sent("b", "a"))
 	}
 	w.net.Heal()
@@ -178,7 +197,10 @@ func TestNetwork_OneDirectionCut_IsSilentWhileTheOtherCarriesAndHealsLate(t *tes
 }
 
 func TestNetwork_AnswersCut_RequestsArriveAndTheEndIsNotTold(t *testing.T) {
-	w := newWired(t)
+	answersCut(t, newWired(t))
+}
+
+func answersCut(t *testing.T, w *wired) {
 	a, b := w.pair(t)
 	a.say("one")
 	b.hear("one")
@@ -208,13 +230,13 @@ func TestNetwork_ConnectionMadeDuringACut_ComesAboutAfterIt(t *testing.T) {
 		a := w.dial(t)
 		a.say("hello")
 		w.waitHeld(t, d.from, d.to, 1)
-		if err := w.b.(*net.TCPListener).SetDeadline(time.Now()); err != nil {
+		if err := w.b.SetDeadline(time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.b.Accept(); err == nil {
 			t.Fatalf("a connection came about although %v is cut", d)
 		}
-		if err := w.b.(*net.TCPListener).SetDeadline(time.Time{}); err != nil {
+		if err := w.b.SetDeadline(time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		w.net.Heal()
@@ -226,8 +248,9 @@ func TestNetwork_ConnectionMadeDuringACut_ComesAboutAfterIt(t *testing.T) {
 	}
 }
 
-func TestNetwork_HealLosing_ResetsWhatWasHeldAndNothingElse(t *testing.T) {
-	w := newWired(t)
+func TestNetwork_HealLosing_ResetsWhatWasHeldAndNothingElse(t *testing.T) { healLosing(t, newWired(t)) }
+
+func healLosing(t *testing.T, w *wired) {
 	a, b := w.pair(t)
 	quietA, quietB := w.pair(t)
 	w.net.Isolate("b")
@@ -268,6 +291,73 @@ func TestNetwork_DelayAndRate_NothingArrivesEarlierAndOrderIsKept(t *testing.T) 
 	b.hear(strings.Repeat("x", 200<<10))
 	if took := time.Since(began); took < 190*time.Millisecond {
 		t.Errorf("200 KiB at 1 MiB/s took %v", took)
+	}
+}
+
+func TestNetwork_OnlyOneWayOpened_TheOtherStaysCut(t *testing.T) { onlyOneWayOpened(t, newWired(t)) }
+
+func onlyOneWayOpened(t *testing.T, w *wired) {
+	a, b := w.pair(t)
+	a.say("one")
+	b.hear("one")
+	w.net.Isolate("b")
+	a.say("two")
+	b.say("three")
+	w.waitHeld(t, "a", "b", 1)
+	w.waitHeld(t, "b", "a", 1)
+	w.net.Open("a", "b")
+	b.hear("two")
+	a.say("four")
+	b.hear("four")
+	a.silent()
+	before := w.net.Held("b", "a")
+	made := make(chan *side)
+	go func() { made <- w.dial(t) }() // ends with the connection
+	w.waitHeld(t, "b", "a", before+1)
+	a.silent()
+	w.net.Open("b", "a")
+	a.hear("three")
+	<-made
+}
+
+func TestNetwork_Loss_StrikesTheWayThatLosesAndNoOther(t *testing.T) { lossStrikes(t, newWired(t)) }
+
+// lossStrikes sends until a good number of losses was counted; everything arrives in order all the same, or the
+// connection is reset.
+func lossStrikes(t *testing.T, w *wired) {
+	w.net.Loss("a", "b", 40)
+	const losses = 5
+	for w.net.Held("a", "b") < losses {
+		a, b := w.pair(t)
+		for i := range 30 {
+			if w.net.Held("a", "b") >= losses {
+				break
+			}
+			line := fmt.Sprint(i)
+			if _, err := io.WriteString(a.conn, line+"\n"); err != nil {
+				break // reset
+			}
+			got, ok := <-b.lines
+			if !ok {
+				break // reset
+			}
+			if got != line {
+				t.Fatalf("heard %q, want %q", got, line)
+			}
+		}
+	}
+	if k := w.net.Held("b", "a"); k != 0 {
+		t.Errorf("%d were lost on the way that loses nothing", k)
+	}
+	w.net.Heal()
+	before := w.net.Held("a", "b")
+	a, b := w.pair(t)
+	for i := range 100 {
+		a.say(fmt.Sprint(i))
+		b.hear(fmt.Sprint(i))
+	}
+	if after := w.net.Held("a", "b"); after != before {
+		t.Errorf("%d were lost after the healing", after-before)
 	}
 }
 

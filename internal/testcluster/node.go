@@ -39,6 +39,10 @@ type Options struct {
 	Env []string
 	// Quiet keeps what the node wrote out of the log of a failed test.
 	Quiet bool
+	// Clocks lets the test set the node's clocks. Binary must be built for that, as ClockBinary is.
+	Clocks bool
+
+	space *space // where it runs; nil: where the test does
 }
 
 // Small returns settings with which a few megabytes of data exercise what takes gigabytes otherwise: log
@@ -70,9 +74,11 @@ type Node struct {
 	http     *Port
 	metrics  *Port
 	raft     *Port
+	space    *space // nil: that of the test
 	output   *tail
 	client   *http.Client
 	quietLog bool
+	clocks   *Clocks // nil without Options.Clocks
 
 	// Owned by the test's goroutine.
 	proc     *process
@@ -80,22 +86,27 @@ type Node struct {
 	settings map[string]string // the flags of the next start
 	extra    []string          // environment of the next start
 
-	pid atomic.Int64 // of the process last started; 0: none yet
+	pid   atomic.Int64 // of the process last started; 0: none yet
+	asked atomic.Bool  // the process last started was sent SIGKILL or SIGTERM by the test
 }
 
 // New prepares a node and starts nothing. It ends with the test; when the test fails, what the node
 // wrote goes to the test's log.
 func New(t testing.TB, o Options) *Node {
 	t.Helper()
-	n := &Node{t: t, path: o.Binary, dataDir: o.DataDir, env: o.Env, output: new(tail), quietLog: o.Quiet}
+	n := &Node{t: t, path: o.Binary, dataDir: o.DataDir, env: o.Env, space: o.space, output: new(tail), quietLog: o.Quiet}
 	if n.path == "" {
 		n.path = Binary(t, "kvstore")
 	}
 	if n.dataDir == "" {
 		n.dataDir = filepath.Join(t.TempDir(), "data")
 	}
-	for _, p := range []**Port{&n.native, &n.http, &n.metrics, &n.raft} {
-		port, err := ReservePort()
+	if o.Clocks {
+		n.clocks = NewClocks(t)
+		n.env = append(slices.Clip(n.env), n.clocks.Env())
+	}
+	for i, p := range []**Port{&n.raft, &n.native, &n.http, &n.metrics} {
+		port, err := n.space.port(i)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,6 +122,9 @@ func New(t testing.TB, o Options) *Node {
 		"data-dir": n.dataDir, "listen": n.native.Addr(), "http-listen": n.http.Addr(),
 		"metrics-listen": n.metrics.Addr(), "raft-listen": n.raft.Addr(),
 	})
+	if n.space != nil {
+		n.settings["insecure"] = "true" // its addresses are beyond loopback
+	}
 	maps.Copy(n.settings, o.Settings)
 	n.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	t.Cleanup(n.cleanup)
@@ -175,11 +189,12 @@ func (n *Node) Launch() {
 	n.starts++
 	args := n.args()
 	fmt.Fprintf(n.output, "--- start %d: kvstore %s\n", n.starts, strings.Join(args, " "))
-	p, err := startProcess(n.path, args, slices.Concat(n.env, n.extra), n.output)
+	p, err := startProcessIn(n.space, n.path, args, slices.Concat(n.env, n.extra), n.output)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	n.proc = p
+	n.asked.Store(false)
 	n.pid.Store(int64(p.pid()))
 }
 
@@ -294,6 +309,9 @@ func (n *Node) signal(sig syscall.Signal) {
 	if n.proc == nil || n.proc.ended() {
 		return
 	}
+	if sig == syscall.SIGKILL || sig == syscall.SIGTERM {
+		n.asked.Store(true)
+	}
 	if err := n.proc.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		n.t.Fatalf("cannot send %v to the node: %v", sig, err)
 	}
@@ -316,6 +334,10 @@ func (n *Node) wait() {
 // Running reports whether the process runs.
 func (n *Node) Running() bool { return n.proc != nil && !n.proc.ended() }
 
+// ByItself reports that the process last started has ended, and not because the test asked it to. A kill by a failpoint
+// is one of its own.
+func (n *Node) ByItself() bool { return n.proc != nil && n.proc.ended() && !n.asked.Load() }
+
 // Exited is closed when the running process has ended. REQUIRES: Launch was called.
 func (n *Node) Exited() <-chan struct{} { return n.proc.done }
 
@@ -333,6 +355,9 @@ func (n *Node) RaftAddr() string { return n.raft.Addr() }
 
 // MetricsAddr is the operator's address.
 func (n *Node) MetricsAddr() string { return n.metrics.Addr() }
+
+// Clocks are the clocks of the node, nil unless its Options asked for them.
+func (n *Node) Clocks() *Clocks { return n.clocks }
 
 // DataDir is the data directory.
 func (n *Node) DataDir() string { return n.dataDir }

@@ -3,12 +3,13 @@ package testcluster
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// Port is a TCP port of 127.0.0.1 that is held for one node over all its restarts.
+// Port is a TCP port that is held for one node over all its restarts, of 127.0.0.1 or of the node's own namespace.
 //
 // A bare "listen on 0, close, use the number" is a race: between close and use, and whenever the node is
 // down, any connection on this machine may get the number as its own source port. Worse, a client that
@@ -16,8 +17,9 @@ import (
 // port without listening. The kernel then gives the number to nobody who lets it choose, while the node,
 // which sets SO_REUSEADDR as every Go listener does, may bind and listen beside it.
 type Port struct {
+	host   string
 	number int
-	fd     int
+	fd     int // -1 in a namespace, where nobody else is
 }
 
 // ReservePort takes a free port.
@@ -39,11 +41,16 @@ func ReservePort() (*Port, error) {
 	if err != nil {
 		return fail(err)
 	}
-	return &Port{number: sa.(*unix.SockaddrInet4).Port, fd: fd}, nil
+	return &Port{host: "127.0.0.1", number: sa.(*unix.SockaddrInet4).Port, fd: fd}, nil
 }
 
 // Addr is the address, HOST:PORT.
-func (p *Port) Addr() string { return "127.0.0.1:" + strconv.Itoa(p.number) }
+func (p *Port) Addr() string { return net.JoinHostPort(p.host, strconv.Itoa(p.number)) }
 
 // Release gives the port up.
-func (p *Port) Release() error { return unix.Close(p.fd) }
+func (p *Port) Release() error {
+	if p.fd < 0 {
+		return nil
+	}
+	return unix.Close(p.fd)
+}

@@ -21,23 +21,28 @@ type process struct {
 
 // startProcess starts a command with its output going to out.
 func startProcess(path string, args, env []string, out *tail) (*process, error) {
+	return startProcessIn(nil, path, args, env, out)
+}
+
+// startProcessIn is startProcess in a network namespace; nil: in that of the test.
+func startProcessIn(where *space, path string, args, env []string, out *tail) (*process, error) {
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	// If the test is killed, the kernel kills the process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return startCommand(cmd, out)
+	return startCommand(where, cmd, out)
 }
 
-// startCommand starts cmd, whose output goes to out.
-func startCommand(cmd *exec.Cmd, out *tail) (*process, error) {
+// startCommand starts cmd, whose output goes to out, in a network namespace; nil: in that of the test.
+func startCommand(where *space, cmd *exec.Cmd, out *tail) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() { // owned by p; ends with the process
 		// The death signal is tied to the thread that forked, not to the process: keep it until the end.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		if err := cmd.Start(); err != nil {
+		if err := where.do(cmd.Start); err != nil {
 			started <- err
 			return
 		}

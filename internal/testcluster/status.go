@@ -32,9 +32,12 @@ type Status struct {
 	Records         uint64 `json:"records"`
 	Sessions        int    `json:"sessions"`
 	Lease           struct {
-		Held bool   `json:"held"`
-		Mode string `json:"mode"`
+		Held   bool   `json:"held"`
+		Mode   string `json:"mode"`
+		Reason string `json:"reason"`
 	} `json:"lease"`
+	// ClockSkewMs is by how much its time of day is ahead of the voters' median, nil where it is not known.
+	ClockSkewMs   *int64         `json:"clock_skew_ms"`
 	Nodes         []NodeStatus   `json:"nodes"`
 	CurrentConfig []MemberStatus `json:"current_config"`
 	Disk          DiskStatus     `json:"disk"`
