@@ -18,7 +18,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # -buildvcs=false: Go's own stamp fails the build where git refuses to read the repository.
 BUILD_FLAGS := -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: build build-failpoints run test cluster bench worst crashes check race fuzz bench-compare fmt clean help
+.PHONY: build build-failpoints run test cluster bench worst crashes test-faults check race fuzz bench-compare fmt clean help
 
 build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 	@mkdir -p bin
@@ -46,6 +46,9 @@ worst: build ## the figures of bad days: fail-over, transfer, a stopped follower
 
 crashes: ## the durability campaign: 200 power cuts of all nodes, 200 kills, 50 crashes in an install; goes on where it was
 	@test/crashes.sh
+
+test-faults: ## the fault campaign, SEED=… DURATION=10m: run after run of all faults and workloads; goes on where it was
+	@SEED='$(SEED)' DURATION='$(DURATION)' test/faults.sh
 
 check: ## what must hold before a commit: format, vet, staticcheck, layers, short tests
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; fi

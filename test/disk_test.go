@@ -90,25 +90,33 @@ func (d *diskCluster) alive(t *testing.T) {
 // metricOf reads one value from a node's metrics.
 func metricOf(t *testing.T, n *testcluster.Node, name string) float64 {
 	t.Helper()
-	resp, err := http.Get("http://" + n.MetricsAddr() + "/metrics")
+	v, err := readMetric(n, name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return v
+}
+
+// readMetric is metricOf of a node that may be down.
+func readMetric(n *testcluster.Node, name string) (float64, error) {
+	resp, err := http.Get("http://" + n.MetricsAddr() + "/metrics")
+	if err != nil {
+		return 0, err
+	}
 	body, err := io.ReadAll(resp.Body)
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	for line := range strings.Lines(string(body)) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
 			f, err := strconv.ParseFloat(value, 64)
 			if err != nil {
-				t.Fatalf("%s: %v", name, err)
+				return 0, fmt.Errorf("%s: %w", name, err)
 			}
-			return f
+			return f, nil
 		}
 	}
-	t.Fatalf("the node has no metric %s", name)
-	return 0
+	return 0, fmt.Errorf("the node has no metric %s", name)
 }
 
 // TestDisk_OneFollowerFull_ClusterWritesOnAndItCatchesUp fills the disk of a follower, to low and then to critical. It

@@ -29,37 +29,46 @@ type runningPlace struct {
 	who  who
 	// most bounds the hit at which the node is struck: about as many come within a second or two.
 	most int
-	// provoke makes a node come by; nil: the load does.
-	provoke func(s *struckCluster)
+	// provoke makes a node come by.
+	provoke provocation
 }
+
+// provocation is what makes nodes come by a place.
+type provocation int
+
+const (
+	byLoad     provocation = iota // whatever clients write
+	byTransfer                    // a new leader: an election, in which all vote
+	byChange                      // a change of the configuration
+)
 
 // runningPlaces are all named places but those of watches, which nothing serves yet, of the switch to a new
 // generation, which TestInstall… strikes, and of a snapshot on its way, which strikeSnapshots strikes.
 func runningPlaces() []runningPlace {
 	return []runningPlace{
-		{failpoint.LogAppendBefore, anyNode, 100, nil},
-		{failpoint.LogAppendAfter, anyNode, 100, nil},
-		{failpoint.LogFsyncBefore, anyNode, 100, nil},
-		{failpoint.LogFsyncAfter, anyNode, 100, nil},
+		{failpoint.LogAppendBefore, anyNode, 100, byLoad},
+		{failpoint.LogAppendAfter, anyNode, 100, byLoad},
+		{failpoint.LogFsyncBefore, anyNode, 100, byLoad},
+		{failpoint.LogFsyncAfter, anyNode, 100, byLoad},
 		// Not the leader: it keeps the log behind a snapshot that it has sent for a minute.
-		{failpoint.LogTruncateBefore, aFollower, 2, nil},
-		{failpoint.LogTruncateAfter, aFollower, 2, nil},
-		{failpoint.VoteBefore, anyNode, 2, (*struckCluster).transfer},
-		{failpoint.VoteAfter, anyNode, 2, (*struckCluster).transfer},
-		{failpoint.AckBefore, aFollower, 100, nil},
-		{failpoint.AckAfter, theLeader, 100, nil},
-		{failpoint.ApplyBefore, anyNode, 100, nil},
-		{failpoint.ApplyAfter, anyNode, 100, nil},
-		{failpoint.CommitBefore, anyNode, 100, nil},
-		{failpoint.CommitAfter, anyNode, 100, nil},
-		{failpoint.CheckpointBefore, anyNode, 8, nil},
-		{failpoint.CheckpointRename, anyNode, 8, nil},
-		{failpoint.CheckpointAfter, anyNode, 8, nil},
-		{failpoint.SnapshotPersistBefore, anyNode, 3, nil},
-		{failpoint.SnapshotPersistAfter, anyNode, 3, nil},
-		{failpoint.LeaseGrant, theLeader, 100, nil},
-		{failpoint.MembershipBefore, theLeader, 2, (*struckCluster).changeMember},
-		{failpoint.MembershipAfter, theLeader, 2, (*struckCluster).changeMember},
+		{failpoint.LogTruncateBefore, aFollower, 2, byLoad},
+		{failpoint.LogTruncateAfter, aFollower, 2, byLoad},
+		{failpoint.VoteBefore, anyNode, 2, byTransfer},
+		{failpoint.VoteAfter, anyNode, 2, byTransfer},
+		{failpoint.AckBefore, aFollower, 100, byLoad},
+		{failpoint.AckAfter, theLeader, 100, byLoad},
+		{failpoint.ApplyBefore, anyNode, 100, byLoad},
+		{failpoint.ApplyAfter, anyNode, 100, byLoad},
+		{failpoint.CommitBefore, anyNode, 100, byLoad},
+		{failpoint.CommitAfter, anyNode, 100, byLoad},
+		{failpoint.CheckpointBefore, anyNode, 8, byLoad},
+		{failpoint.CheckpointRename, anyNode, 8, byLoad},
+		{failpoint.CheckpointAfter, anyNode, 8, byLoad},
+		{failpoint.SnapshotPersistBefore, anyNode, 3, byLoad},
+		{failpoint.SnapshotPersistAfter, anyNode, 3, byLoad},
+		{failpoint.LeaseGrant, theLeader, 100, byLoad},
+		{failpoint.MembershipBefore, theLeader, 2, byChange},
+		{failpoint.MembershipAfter, theLeader, 2, byChange},
 	}
 }
 
@@ -198,8 +207,11 @@ func (s *struckCluster) strike(p runningPlace, action string) (i, hit int) {
 	i, led := s.pick(p.who)
 	s.set(i, fmt.Sprintf("%s=%s@%d", p.name, action, hit))
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if p.provoke != nil {
-			p.provoke(s)
+		switch p.provoke {
+		case byTransfer:
+			s.transfer()
+		case byChange:
+			s.changeMember()
 		}
 		select {
 		case <-s.Node(i).Exited():
@@ -340,14 +352,14 @@ func TestFailpoints_NodeKilledAtEachPlace_NothingIsLostAndNobodyNotices(t *testi
 // failingPlaces are those at which a write to the disk can fail.
 func failingPlaces() []runningPlace {
 	return []runningPlace{
-		{failpoint.LogAppendBefore, anyNode, 100, nil},
-		{failpoint.LogFsyncBefore, anyNode, 100, nil},
-		{failpoint.LogFsyncAfter, anyNode, 100, nil},
-		{failpoint.LogTruncateBefore, aFollower, 2, nil},
-		{failpoint.VoteBefore, anyNode, 2, (*struckCluster).transfer},
-		{failpoint.CommitBefore, anyNode, 100, nil},
-		{failpoint.CheckpointBefore, anyNode, 8, nil},
-		{failpoint.CheckpointRename, anyNode, 8, nil},
+		{failpoint.LogAppendBefore, anyNode, 100, byLoad},
+		{failpoint.LogFsyncBefore, anyNode, 100, byLoad},
+		{failpoint.LogFsyncAfter, anyNode, 100, byLoad},
+		{failpoint.LogTruncateBefore, aFollower, 2, byLoad},
+		{failpoint.VoteBefore, anyNode, 2, byTransfer},
+		{failpoint.CommitBefore, anyNode, 100, byLoad},
+		{failpoint.CheckpointBefore, anyNode, 8, byLoad},
+		{failpoint.CheckpointRename, anyNode, 8, byLoad},
 	}
 }
 
@@ -382,7 +394,7 @@ func TestFailpoints_FsyncOfTheLeaderHangs_AnotherLeads(t *testing.T) {
 	s := startStruck(t, seed, 3)
 	s.load.ledger.quiet()
 	began := time.Now()
-	i, hit := s.strike(runningPlace{failpoint.LogFsyncBefore, theLeader, 100, nil}, "sleep("+hangs.String()+")")
+	i, hit := s.strike(runningPlace{failpoint.LogFsyncBefore, theLeader, 100, byLoad}, "sleep("+hangs.String()+")")
 	if code := s.Node(i).WaitExit(); code != 1 || !strings.Contains(s.Node(i).LastOutput(), "the disk hangs") {
 		t.Fatalf("the leader ended with %d at hit %d, want 1 because its disk hangs\n%s", code, hit, s.Node(i).LastOutput())
 	}

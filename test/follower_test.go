@@ -21,22 +21,18 @@ import (
 
 // followerChannel reads from one node, with consistency 2, and nowhere else: what that node answers is what counts,
 // a refusal included. It writes through the leader. Reads are GET, MULTIGET and SCAN by turns.
-func followerChannel(t *testing.T, n *testcluster.Node, name string) *channel {
+func (l *linear) followerChannel(n *testcluster.Node, name string, timeout time.Duration) *channel {
+	t := l.t
 	t.Helper()
-	c := binaryChannel(t, n, name)
-	f := client.NewForwarder(client.ForwarderOptions{Name: name})
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Errorf("%s: cannot close the forwarder: %v", name, err)
-		}
-	})
+	c := l.binaryChannel([]string{n.Addr()}, name, timeout)
+	f := openForwarder(t, name)
 	write := c.apply
 	var turn atomic.Int64
 	c.apply = func(key string, in registerInput) (registerOutput, bool) {
 		if in.kind != readRegister {
 			return write(key, in)
 		}
-		r := &wire.Request{Op: wire.OpGet, Ext: wire.AppendExtU8(nil, wire.ExtConsistency, wire.ConsistencyAnyNode), TimeoutMs: uint32(linearTimeout.Milliseconds())}
+		r := &wire.Request{Op: wire.OpGet, Ext: wire.AppendExtU8(nil, wire.ExtConsistency, wire.ConsistencyAnyNode), TimeoutMs: uint32(timeout.Milliseconds())}
 		switch turn.Add(1) % 4 {
 		case 0:
 			r.Op = wire.OpMultiGet
@@ -50,7 +46,7 @@ func followerChannel(t *testing.T, n *testcluster.Node, name string) *channel {
 		a := f.Do(context.Background(), n.Addr(), r)
 		out, ok, err := readOutput(r.Op, &a)
 		if err != nil {
-			t.Errorf("%s: %s: %v", name, r.Op, err)
+			l.broken("%s: %s: %v", name, r.Op, err)
 		}
 		return out, ok
 	}
@@ -87,18 +83,24 @@ func readOutput(op wire.Opcode, a *wire.Response) (out registerOutput, ok bool, 
 		}
 		ext, value = it.Ext, it.Value
 	}
+	v, err := versionOf(ext)
+	return registerOutput{found: true, value: string(value), version: v}, err == nil, err
+}
+
+// versionOf reads the version out of the elements of a record.
+func versionOf(ext []byte) (uint64, error) {
 	t, v, _, err := wire.NextExt(ext)
 	if err != nil || t != wire.ExtMeta || len(v) < 8 {
-		return out, false, fmt.Errorf("no metadata in % x: %w", ext, errors.Join(err))
+		return 0, fmt.Errorf("no metadata in % x: %w", ext, errors.Join(err))
 	}
-	return registerOutput{found: true, value: string(value), version: binary.LittleEndian.Uint64(v)}, true, nil
+	return binary.LittleEndian.Uint64(v), nil
 }
 
 // anyNodeChannel reads with the Go client, which spreads its reads over the nodes.
-func anyNodeChannel(t *testing.T, c *testcluster.Cluster) *channel {
-	t.Helper()
-	ch := binaryChannel(t, c.Node(0), "all nodes")
-	cl := openAt(t, c.Addrs(), client.WithTimeout(linearTimeout))
+func (l *linear) anyNodeChannel(c *testcluster.Cluster) *channel {
+	l.t.Helper()
+	ch := l.binaryChannel([]string{c.Node(0).Addr()}, "all nodes", linearTimeout)
+	cl := openAt(l.t, c.Addrs(), client.WithTimeout(linearTimeout))
 	write := ch.apply
 	ch.apply = func(key string, in registerInput) (registerOutput, bool) {
 		if in.kind != readRegister {
@@ -212,9 +214,9 @@ func TestFollowerReads_LeaderAppliesLast_NothingIsShownBeforeItHasIt(t *testing.
 			})
 			l := newLinear(t, s)
 			never := make(chan struct{})
-			channels := []*channel{binaryChannel(t, slow, "leader")}
+			channels := []*channel{l.binaryChannel([]string{slow.Addr()}, "leader", linearTimeout)}
 			for i, n := range c.Nodes() {
-				channels = append(channels, followerChannel(t, n, c.ID(i)+" follower"))
+				channels = append(channels, l.followerChannel(n, c.ID(i)+" follower", linearTimeout))
 			}
 			for _, ch := range channels {
 				l.drive(ch, never)
@@ -247,9 +249,9 @@ func runFollowers(t *testing.T, s uint64, o testcluster.ClusterOptions, faults, 
 	l = newLinear(t, s)
 	t.Logf("second 0 of all times is %s", l.began.Format("15:04:05.000000"))
 	never := make(chan struct{})
-	channels := []*channel{anyNodeChannel(t, c)}
+	channels := []*channel{l.anyNodeChannel(c)}
 	for i, n := range c.Nodes() {
-		channels = append(channels, followerChannel(t, n, c.ID(i)+" follower"))
+		channels = append(channels, l.followerChannel(n, c.ID(i)+" follower", linearTimeout))
 	}
 	for _, ch := range channels {
 		l.drive(ch, never)

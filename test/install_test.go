@@ -33,11 +33,7 @@ var installSteps = []struct {
 // failpoints gives the program with the tag that lets its named places strike.
 func failpoints(t *testing.T) string {
 	t.Helper()
-	path, err := testcluster.Build(t.TempDir(), "kvstore", "-tags", "failpoints")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return testcluster.Variant(t, "failpoints", "-tags", "failpoints")
 }
 
 // TestInstall_KilledAtEachStep_OldStateOrNewNeverBetween has a node fall behind the kept log again and again, and

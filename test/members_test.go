@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 type members struct {
 	ClusterID string `json:"cluster_id"`
 	LeaderID  string `json:"leader_id"`
+	Term      uint64 `json:"term"`
 	Members   []struct {
 		ID          string `json:"id"`
 		Role        string `json:"role"`
@@ -22,17 +24,29 @@ type members struct {
 		HTTPAddress string `json:"http_address"`
 		Incarnation string `json:"incarnation"`
 		State       string `json:"state"`
+		Priority    int    `json:"priority"`
 	} `json:"members"`
 }
 
 func (m *members) read(t *testing.T, r *restReply) {
 	t.Helper()
+	got, err := readMembers(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	*m = *got
+}
+
+// readMembers reads an answer that lists the members.
+func readMembers(r *restReply) (*members, error) {
 	if r.status != 200 {
-		t.Fatalf("cannot list the members: %v", r)
+		return nil, fmt.Errorf("cannot list the members: %v", r)
 	}
+	m := new(members)
 	if err := json.Unmarshal(r.body, m); err != nil {
-		t.Fatalf("cannot list the members: %v: %s", err, r.body)
+		return nil, fmt.Errorf("cannot list the members: %w: %s", err, r.body)
 	}
+	return m, nil
 }
 
 // role gives a member's role, empty if it is none.

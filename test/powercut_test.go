@@ -1,11 +1,8 @@
 package test
 
 import (
-	"encoding/json"
-	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,16 +132,10 @@ func TestPowerCut_StoreWithoutFsync_LosesAcknowledgedWrites(t *testing.T) {
 	}
 }
 
-// withoutFsync builds kvstore with an fsync that does nothing, by a standard library that lacks it.
+// withoutFsync builds kvstore with an fsync that does nothing.
 func withoutFsync(t *testing.T) string {
 	t.Helper()
-	goroot, err := exec.Command("go", "env", "GOROOT").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return buildChanged(t,
-		change{filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"), "return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil"},
-		change{"consensus/logfile.go", "syscall.Fdatasync(int(f.file.Fd()))", "error(nil)"})
+	return buildChanged(t, withoutFsyncChanges(t)...)
 }
 
 // change is one place of a source file, which is named from the module's root, or absolute.
@@ -160,36 +151,26 @@ func buildChanged(t *testing.T, changes ...change) string {
 // buildChangedWith is buildChanged with further arguments of go build.
 func buildChangedWith(t *testing.T, args []string, changes ...change) string {
 	t.Helper()
-	root, err := filepath.Abs("..")
+	o, err := testcluster.NewOverlay(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	replace := make(map[string]string)
-	for i, c := range changes {
-		if !filepath.IsAbs(c.file) {
-			c.file = filepath.Join(root, c.file)
-		}
-		b, err := os.ReadFile(c.file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Count(string(b), c.from) != 1 {
-			t.Fatalf("%s does not hold %q once any more: this control must learn how it is written now", c.file, c.from)
-		}
-		replace[c.file] = filepath.Join(dir, fmt.Sprintf("%d-%s", i, filepath.Base(c.file)))
-		if err := os.WriteFile(replace[c.file], []byte(strings.Replace(string(b), c.from, c.to, 1)), 0o600); err != nil {
+	return buildOverlay(t, o, args, changes...)
+}
+
+// buildOverlay builds the store with changes on top of those of an overlay.
+func buildOverlay(t *testing.T, o *testcluster.Overlay, args []string, changes ...change) string {
+	t.Helper()
+	for _, c := range changes {
+		if err := o.Change(c.file, c.from, c.to); err != nil {
 			t.Fatal(err)
 		}
 	}
-	list, err := json.Marshal(map[string]map[string]string{"Replace": replace})
+	more, err := o.Args()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	path, err := testcluster.Build(dir, "kvstore", append(args, "-overlay", filepath.Join(dir, "overlay.json"))...)
+	path, err := testcluster.Build(t.TempDir(), "kvstore", slices.Concat(args, more)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -172,7 +173,10 @@ var errCheckTooLong = fmt.Errorf("the checker did not end within %v: too many op
 
 // checkRegister tells whether the history of one key is linearizable. An operation of unknown outcome ends
 // at the end of time.
-func checkRegister(history []porcupine.Operation) error {
+func checkRegister(history []porcupine.Operation) error { return searchRegister(history, true) }
+
+// searchRegister is checkRegister, with the search made short or not.
+func searchRegister(history []porcupine.Operation, short bool) error {
 	history = slices.Clone(history)
 	for i := range history {
 		if history[i].Output.(registerOutput).unknown {
@@ -180,22 +184,200 @@ func checkRegister(history []porcupine.Operation) error {
 		}
 	}
 	if err := settleVersions(history); err != nil {
-		return err
+		return &badHistory{why: err.Error(), history: history}
 	}
-	switch res := porcupine.CheckOperationsTimeout(registerModel, history, checkTimeout); res {
+	told := slices.Clone(history)
+	if short {
+		if i := narrow(history); i >= 0 {
+			return &badHistory{why: "versions go back", history: told, stuck: told[i].Return}
+		}
+		history = thin(history)
+	}
+	switch res, info := porcupine.CheckOperationsVerbose(registerModel, history, checkTimeout); res {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
 		return errCheckTooLong
 	default:
-		return fmt.Errorf("not linearizable:\n%s", listRegister(history))
+		return &badHistory{why: "not linearizable", history: told, stuck: stuckAt(history, info)}
 	}
+}
+
+// narrow moves the ends of each operation that showed a version to where its moment can be at all: versions only grow,
+// so that it comes after all that showed a lower one have begun, and before the first that showed a higher one has
+// ended. No order is lost by that, and the search becomes short, which otherwise tries every subset of the reads that
+// were open together, such as those that a frozen node was asked. It gives the number of an operation that has no
+// moment left, -1 if there is none.
+func narrow(history []porcupine.Operation) int {
+	type shown struct {
+		i       int
+		version uint64
+		read    bool
+	}
+	var all []shown
+	for i := range history {
+		in, out := history[i].Input.(registerInput), history[i].Output.(registerOutput)
+		if v := out.version; v != 0 && v != unseen && !out.failed {
+			all = append(all, shown{i, v, in.kind == readRegister})
+		}
+	}
+	// A change comes before the reads that show it.
+	slices.SortFunc(all, func(a, b shown) int {
+		if c := cmp.Compare(a.version, b.version); c != 0 || a.read == b.read {
+			return c
+		}
+		if b.read {
+			return -1
+		}
+		return 1
+	})
+	same := func(a, b shown) bool { return a.version == b.version && a.read == b.read }
+	began, ended := make([]int64, len(history)), make([]int64, len(history))
+	for i := range history {
+		began[i], ended[i] = history[i].Call, history[i].Return
+	}
+	latest := int64(math.MinInt64)
+	for from := 0; from < len(all); {
+		to := from
+		for ; to < len(all) && same(all[from], all[to]); to++ {
+			history[all[to].i].Call = max(began[all[to].i], latest)
+		}
+		for ; from < to; from++ {
+			latest = max(latest, began[all[from].i])
+		}
+	}
+	first := int64(math.MaxInt64)
+	for to := len(all); to > 0; {
+		from := to
+		for ; from > 0 && same(all[from-1], all[to-1]); from-- {
+			history[all[from-1].i].Return = min(ended[all[from-1].i], first)
+		}
+		for ; to > from; to-- {
+			first = min(first, ended[all[to-1].i])
+		}
+	}
+	for _, s := range all {
+		if history[s.i].Call > history[s.i].Return {
+			return s.i
+		}
+	}
+	return -1
+}
+
+// sight is what an operation shows of the register without a change of it.
+type sight struct {
+	present bool
+	version uint64 // of the value; not: any but this one, or none
+	not     bool
+}
+
+// seenBy gives what an operation shows; ok is false for one that changes the register.
+func seenBy(in registerInput, out registerOutput) (s sight, ok bool) {
+	switch {
+	case in.kind == readRegister:
+		return sight{present: out.found, version: out.version}, true
+	case out.unknown:
+		return s, false
+	case in.kind == deleteRegister && !out.found:
+		return sight{}, true
+	case in.kind == swapRegister && out.failed:
+		return sight{version: in.if_, not: true}, true
+	}
+	return s, false
+}
+
+// after gives what can be seen right after an operation; ok is false where that is not known.
+func after(in registerInput, out registerOutput) (s sight, ok bool) {
+	if s, ok = seenBy(in, out); ok {
+		return s, true
+	}
+	switch {
+	case in.kind == deleteRegister:
+		return sight{}, !out.unknown
+	case out.unknown:
+		return s, false // a write that may never happen
+	}
+	return sight{present: true, version: out.version}, out.version != unseen
+}
+
+// shows tells whether whoever sees s at a moment sees t as well.
+func (s sight) shows(t sight) bool {
+	if !t.not || s.not {
+		return s == t
+	}
+	return !s.present || s.version != t.version
+}
+
+// thin leaves out each operation that changes nothing and has, between its call and its return, the whole of another
+// one that lets see the same: wherever that one has its moment, there is room for it right behind. The verdict stays,
+// and of the many reads that are open together when a node is frozen few remain.
+func thin(history []porcupine.Operation) []porcupine.Operation {
+	gone := make([]bool, len(history))
+	for i := range history {
+		s, ok := seenBy(history[i].Input.(registerInput), history[i].Output.(registerOutput))
+		for k := range history {
+			if !ok || i == k || gone[k] || history[k].Call < history[i].Call || history[k].Return > history[i].Return {
+				continue
+			}
+			if t, ok := after(history[k].Input.(registerInput), history[k].Output.(registerOutput)); ok && t.shows(s) {
+				gone[i] = true
+				break
+			}
+		}
+	}
+	var kept []porcupine.Operation
+	for i := range history {
+		if !gone[i] {
+			kept = append(kept, history[i])
+		}
+	}
+	return kept
+}
+
+// badHistory is a history that no single store could have shown.
+type badHistory struct {
+	why     string
+	history []porcupine.Operation
+	stuck   int64 // about when it goes wrong; 0: not known
+}
+
+func (e *badHistory) Error() string { return e.why + ":\n" + listRegister(e.history) }
+
+// excerpt lists what lies around the moment at which it goes wrong.
+func (e *badHistory) excerpt(lines int) string {
+	history := slices.Clone(e.history)
+	slices.SortFunc(history, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	at, _ := slices.BinarySearchFunc(history, e.stuck, func(op porcupine.Operation, t int64) int { return cmp.Compare(op.Call, t) })
+	from := max(0, min(at-lines*2/3, len(history)-lines))
+	return listRegister(history[from:min(from+lines, len(history))])
+}
+
+// stuckAt gives the end of the first operation that the longest order found has no place for.
+func stuckAt(history []porcupine.Operation, info porcupine.LinearizationInfo) int64 {
+	placed := make(map[int]bool)
+	for _, orders := range info.PartialLinearizations() {
+		for _, order := range orders {
+			if len(order) > len(placed) {
+				clear(placed)
+				for _, i := range order {
+					placed[i] = true
+				}
+			}
+		}
+	}
+	stuck := int64(math.MaxInt64)
+	for i := range history {
+		if !placed[i] {
+			stuck = min(stuck, history[i].Return)
+		}
+	}
+	return stuck
 }
 
 // listRegister writes a history in the order in which the operations began.
 func listRegister(history []porcupine.Operation) string {
 	history = slices.Clone(history)
-	slices.SortFunc(history, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
+	slices.SortFunc(history, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 	var b strings.Builder
 	for _, op := range history {
 		end := "…"
@@ -299,7 +481,11 @@ func TestRegisterChecker_HistoriesOfOneStore_PassAndWrongOnesFail(t *testing.T) 
 			if wrong == nil {
 				continue // nothing in this history to harm
 			}
-			switch err := checkRegister(wrong); {
+			err := checkRegister(wrong)
+			if whole := searchRegister(wrong, false); (err == nil) != (whole == nil) && !errors.Is(err, errCheckTooLong) && !errors.Is(whole, errCheckTooLong) {
+				t.Fatalf("a history with a %s: the short search says %v, the whole one %v", name, err, whole)
+			}
+			switch {
 			case err == nil:
 				t.Fatalf("a history with a %s passes:\n%s", name, listRegister(wrong))
 			case errors.Is(err, errCheckTooLong):

@@ -1,0 +1,180 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A mutant is the store with one planted defect. The suite as it is must find it: the same runs, the same faults and
+// the same checkers, in a process of its own.
+type mutant struct {
+	name string
+	what string // what is broken
+	// changes of the source; the functions give those that need more than a text.
+	changes func(t *testing.T) []change
+	scene   string
+	kinds   string // the faults that bring it to light; empty: all of the scene
+	// found is a part of what must be said: the finding is the right one.
+	found string
+	// inBuild: it is among the mutants that every build runs.
+	inBuild bool
+}
+
+func textual(changes ...change) func(*testing.T) []change {
+	return func(*testing.T) []change { return changes }
+}
+
+func mutants() []mutant {
+	return []mutant{
+		{
+			name: "lease-without-end", what: "a leader serves reads until it hears of a newer term, instead of for the length of its lease", inBuild: true,
+			changes: textual(change{"consensus/lease.go", "	if term == 0 {\n		return false\n",
+				"	if term == 0 {\n		s := g.lease.span.Load()\n		return s != nil && s.term == g.raft.CurrentTerm()\n"}),
+			scene: "Network", kinds: "isolate-leader,one-way", found: "not linearizable|older",
+		},
+		{
+			name: "ack-before-fsync", what: "fsync does nothing", inBuild: true,
+			changes: withoutFsyncChanges, scene: "Disks", kinds: "power-all", found: "missing|lost|ended by itself",
+		},
+		{
+			name: "lost-dedup", what: "a write that is sent again by its session is executed again", inBuild: true,
+			changes: textual(change{"engine/session.go", "if k, ok := s.results[seq]; ok {", "if k, ok := s.results[seq]; ok && k.rev == 0 {"}),
+			scene:   "Processes", found: "",
+		},
+		{
+			name: "clock-in-apply", what: "each replica expires records by its own clock", inBuild: true,
+			changes: textual(
+				change{"engine/apply.go", "	a.now = max(a.last.time, t)", "	a.now = max(a.last.time, t, time.Now().UnixMicro())"},
+				change{"engine/apply.go", "import (\n", "import (\n	\"time\"\n"}),
+			scene: "Processes", found: "diverged|digest",
+		},
+		{
+			name: "lease-kept-on-transfer", what: "a leader keeps its lease while it hands its leadership over", inBuild: true,
+			changes: textual(change{"consensus/lease.go", "	if g.o.broken.revocation {", "	if true {"}),
+			scene:   "Network", kinds: "transfer-deaf", found: "not linearizable|older",
+		},
+		{
+			name: "wiped-node-accepted", what: "a node that lost its data directory is let in again", inBuild: true,
+			changes: textual(
+				change{"consensus/peer/trust.go", "	case known != [16]byte{}:", "	case false:"},
+				change{"consensus/peer/trust.go", "	case t.running() && h.Cluster == [16]byte{}:", "	case false:"}),
+			scene: "Damage", kinds: "wipe", found: "wiped|lost|missing",
+		},
+		{
+			name: "condition-ignored", what: "a condition on a version holds for every version",
+			changes: textual(change{"engine/mutate.go", "return live && c.HasVersion(st.now.Meta.Version)", "return live"}),
+			scene:   "Processes", found: "not linearizable|sum",
+		},
+		{
+			name: "follower-asks-nobody", what: "a follower answers linearizable reads from what it has",
+			changes: textual(change{"node/followerread.go", "\treturn viaLeader\n", "\treturn viaNothing\n"}),
+			scene:   "Network", kinds: "isolate-any,delay", found: "not linearizable|older",
+		},
+		{
+			name: "lease-from-the-answer", what: "a lease counts from when an answer came, not from when it was asked for",
+			changes: textual(change{"consensus/network.go", "			if g.o.broken.sendTime {", "			if true {"}),
+			scene:   "Network", kinds: "late-answers", found: "not linearizable|older",
+		},
+		{
+			name: "transaction-conditions-ignored", what: "a transaction is executed although a condition does not hold",
+			changes: textual(change{"engine/txn.go", "func (g *group) failedConditions() (failed []wire.FailedCondition) {\n", "func (g *group) failedConditions() (failed []wire.FailedCondition) {\n	if g.count > 0 {\n		return nil\n	}\n"}),
+			scene:   "Processes", kinds: "kill-any", found: "sum|money|order",
+		},
+		{
+			name: "pages-of-many-revisions", what: "each page of a listing shows the newest revision",
+			changes: textual(
+				change{"engine/scan.go", "		at = wire.RevisionTS(s.from.rev)", "		at = 0"},
+				change{"engine/scan.go", "	s.at = s.from.rev\n", "	s.at = 0\n"},
+				change{"engine/scan.go", "		s.from.rev != 0 && (s.from.rev != s.p.revision || s.from.time != s.p.time)", "		false"}),
+			scene: "Processes", kinds: "kill-any", found: "listing|generation|sum",
+		},
+		{
+			name: "expires-late", what: "records live for five seconds more than they were to",
+			changes: textual(change{"engine/record.go", "r.Meta.ExpiresAt != 0 && r.Meta.ExpiresAt <= t", "r.Meta.ExpiresAt != 0 && r.Meta.ExpiresAt+5_000_000 <= t"}),
+			scene:   "Processes", kinds: "kill-any", found: "ttl|expire",
+		},
+		{
+			name: "unknown-told-as-refused", what: "a write whose outcome is unknown is called surely not applied",
+			changes: textual(change{"consensus/propose.go", `return fmt.Errorf("%w: %w", ErrUnknown, err)`, `return fmt.Errorf("%w: %w", ErrNotProposed, err)`}),
+			scene:   "Processes", kinds: "kill-leader,stop-leader", found: "",
+		},
+	}
+}
+
+var anomaliesTold = regexp.MustCompile(`RUN scene=.* anomalies=([0-9]+)`)
+
+// TestMutants_EachIsFoundOut builds the store with each planted defect and has the suite look for it. MUTANTS names
+// them; "all" are all.
+func TestMutants_EachIsFoundOut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the store anew, many times")
+	}
+	wanted := os.Getenv("MUTANTS")
+	for _, m := range mutants() {
+		if wanted == "" && !m.inBuild || wanted != "" && wanted != "all" && !slices.Contains(strings.Split(wanted, ","), m.name) {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) { findOut(t, &m) })
+	}
+}
+
+// findOut runs the suite against a mutant, with up to a few seeds.
+func findOut(t *testing.T, m *mutant) {
+	binary := buildChanged(t, m.changes(t)...)
+	s := seed(t)
+	began := time.Now()
+	const tries = 4
+	var out string
+	for i := range tries {
+		mine := s + uint64(i)
+		out = runAgainst(t, m, binary, mine)
+		told := anomaliesTold.FindStringSubmatch(out)
+		wrong := told != nil && told[1] != "0" || strings.Contains(out, "the nodes have diverged")
+		if wrong && regexp.MustCompile(m.found).MatchString(out) {
+			t.Logf("MUTANT %s: %s: found out by %s, seed %d, after %.0f s", m.name, m.what, m.scene, mine, time.Since(began).Seconds())
+			return
+		}
+	}
+	t.Errorf("%s was not found out by %d runs of %s: the load, the faults or the checkers prove nothing about it. The last run:\n%s", m.what, tries, m.scene, lastLines(out, 80))
+}
+
+// runAgainst runs one scene against a program, in a process of its own, and gives what it said.
+func runAgainst(t *testing.T, m *mutant, binary string, seed uint64) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, exe, "-test.run=^TestFaults_"+m.scene+"$", "-test.v", "-test.count=1", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), binaryEnv+"="+binary, stopEnv+"=1", kindsEnv+"="+m.kinds, "FAULT_TIME=12s",
+		seedEnv+"="+strconv.FormatUint(seed, 10), "TMPDIR="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err == nil && !strings.Contains(string(out), "--- PASS: TestFaults_"+m.scene) {
+		t.Skipf("SKIPPED, NOT TESTED: %s", out)
+	}
+	return string(out)
+}
+
+// withoutFsyncChanges make an fsync that does nothing, by a standard library that lacks it.
+func withoutFsyncChanges(t *testing.T) []change {
+	t.Helper()
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(fmt.Errorf("cannot find Go's own source: %w", err))
+	}
+	return []change{
+		{filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"), "return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil"},
+		{"consensus/logfile.go", "syscall.Fdatasync(int(f.file.Fd()))", "error(nil)"},
+	}
+}
