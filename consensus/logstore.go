@@ -14,7 +14,6 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 
@@ -98,7 +97,7 @@ type logStoreOptions struct {
 
 // openLogStore opens or creates the log in o.dir, which must exist and be locked by the caller.
 func openLogStore(o logStoreOptions) (*logStore, error) {
-	meta := codecMeta{o.meta(&metadb.BoltMetaDB{})}
+	meta := codecMeta{o.meta(&fileMeta{hasState: o.hasState})}
 	opened := false
 	defer func() {
 		if !opened {
@@ -143,6 +142,14 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 		compacting:  func() bool { return false },
 		cache:       logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},
 	}, nil
+}
+
+// hasState tells whether something beside the log says that it was used: the log's metadata is durable before any vote,
+// and a log before any checkpoint.
+func (o *logStoreOptions) hasState() bool {
+	_, checkpoint := o.durable()
+	_, err := os.Lstat(filepath.Join(o.dir, voteFileName))
+	return checkpoint || err == nil
 }
 
 // loadCodec reads the log's seed, or draws it for a log that has no segment yet.

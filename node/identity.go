@@ -115,10 +115,20 @@ func readIdentity(dir string) (id identity, err error) {
 	if err == nil {
 		err = json.Unmarshal(b, &id)
 	}
-	if err != nil {
+	switch system := new(fs.PathError); {
+	case errors.As(err, &system):
 		return identity{}, fmt.Errorf("cannot read identity of data directory %s: %w", dir, err)
+	case err != nil:
+		return identity{}, fmt.Errorf("cannot read identity of data directory %s: the file is damaged (%w): %s", dir, err, identityWayBack(dir))
 	}
 	return id, nil
+}
+
+// identityWayBack is what can be done about an identity that is lost. A copy of an earlier time won't do: the others
+// refuse it for its count of starts.
+func identityWayBack(dir string) string {
+	return fmt.Sprintf("restore the file %s from a copy of this directory as it was when the node ended last. In a cluster: remove this member (kvctl member remove), "+
+		"then let it join again with --join and an empty --data-dir; the others have what it is missing. On a lone node: restore from a backup into a new data directory", filepath.Join(dir, identityFile))
 }
 
 // loadIdentity reads the directory's identity, or gives it one when it is new. It refuses a directory
@@ -140,7 +150,7 @@ func loadIdentity(dir, nodeID string) (id identity, fresh bool, err error) {
 		return id, false, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "groups")); !errors.Is(err, fs.ErrNotExist) {
-		return id, false, fmt.Errorf("data directory %s holds data but no identity file: restore the file %s from a copy, or choose another --data-dir", dir, filepath.Join(dir, identityFile))
+		return id, false, fmt.Errorf("data directory %s holds data but no identity file: %s", dir, identityWayBack(dir))
 	}
 	var bits [16]byte
 	rand.Read(bits[:]) // never fails: it ends the process if the system has no randomness
