@@ -168,10 +168,14 @@ const trafficLeast = 100
 
 // waitWrites waits until n more writes are acknowledged; an error after patience, or when the run ends.
 func (r *faultRun) waitWrites(n int64) error {
-	want, deadline := r.restful.Load()+n, time.Now().Add(patience)
-	for r.restful.Load() < want {
+	limit := patience
+	if os.Getenv(stopEnv) != "" {
+		limit = 20 * time.Second // a mutant may never come back
+	}
+	want, deadline := r.restful.Load()+n, time.Now().Add(limit)
+	for r.restful.Load() < want && !r.enough() {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("no %d writes were acknowledged within %v, with every fault mended", n, patience)
+			return fmt.Errorf("no %d writes were acknowledged within %v, with every fault mended", n, limit)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -323,7 +327,7 @@ func (r *faultRun) strikeAll() error {
 	rng := r.stream("faults")
 	var queue []nemesis
 	for deadline := r.began.Add(r.length); ; {
-		if os.Getenv(stopEnv) != "" && r.wrong() {
+		if r.enough() {
 			return nil
 		}
 		if len(queue) == 0 {
@@ -374,11 +378,11 @@ func (r *faultRun) strikeAll() error {
 // overtimeMax bounds how long a run goes on for kinds of faults that have not taken hold yet.
 const overtimeMax = 90 * time.Second
 
-// wrong tells whether an anomaly was found already.
-func (r *faultRun) wrong() bool {
+// enough tells whether an anomaly was found already, and one is all that is wanted.
+func (r *faultRun) enough() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.anomalies) > 0
+	return len(r.anomalies) > 0 && os.Getenv(stopEnv) != ""
 }
 
 // allStruck tells whether each kind of fault of the scene has been made.
@@ -422,16 +426,19 @@ func (r *faultRun) execute() {
 	err := r.strikeAll()
 	stop()
 	beside.Wait()
-	failed = append(failed, err, r.restore())
-	if err := errors.Join(failed...); err == nil {
-		if err := r.waitWrites(trafficLeast); err != nil {
-			r.anomaly("%v", err)
+	r.failed(append(failed, err)...)
+	if !r.enough() {
+		err := r.restore()
+		if err == nil {
+			err = r.waitWrites(trafficLeast)
 		}
+		r.failed(err)
 	}
 	r.end()
 	r.work.Wait()
-	if err := errors.Join(failed...); err != nil {
-		r.anomaly("%v", err)
+	if r.enough() {
+		r.judge()
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -453,6 +460,13 @@ func (r *faultRun) execute() {
 		}
 	}
 	r.judge()
+}
+
+// failed enters what kept the run from going on: whatever it is, the product is not as it should be, or the harness.
+func (r *faultRun) failed(errs ...error) {
+	if err := errors.Join(errs...); err != nil {
+		r.anomaly("%v", err)
+	}
 }
 
 // restore ends whatever may still be in force: all nodes run, and every way between them is open.
@@ -503,7 +517,7 @@ func (r *faultRun) judge() {
 		faults += r.struck[k]
 	}
 	for _, a := range r.anomalies {
-		t.Error(a)
+		t.Errorf("ANOMALY %s", a)
 	}
 	// test/faults.sh reads this line.
 	t.Logf("RUN scene=%s seed=%d nodes=%d done=%d unknown=%d linear=%d unique=%d faults=%d never=%d anomalies=%d gap=%.2fs@%.0fs recovery=%.2fs loads=%s kinds=%s",

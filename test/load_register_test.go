@@ -475,6 +475,9 @@ func (w *registerLoad) verify(r *faultRun) {
 			continue
 		}
 		key, _, _ := strings.Cut(err.Error(), ":")
+		if err := os.MkdirAll("out", 0o755); err != nil {
+			r.t.Errorf("cannot keep a history: %v", err)
+		}
 		file := filepath.Join("out", fmt.Sprintf("register-%s-%d-%s.txt", r.scene.name, r.seed, strings.ReplaceAll(key, "/", "-")))
 		if err := os.WriteFile(file, []byte(err.Error()), 0o644); err != nil {
 			r.t.Errorf("cannot keep a history: %v", err)
