@@ -70,7 +70,10 @@ func Open(o Options) (*Engine, error) {
 		return nil, err
 	}
 	in, err := loadInstance(s)
-	if errors.Is(err, ErrRecordDamaged) {
+	if err == nil {
+		err = in.checkIdentity()
+	}
+	if errors.Is(err, ErrRecordDamaged) || errors.Is(err, ErrDigestMismatch) {
 		err = damaged("cannot load the state machine", err)
 	}
 	if err != nil {

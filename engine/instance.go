@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -73,6 +74,19 @@ func loadInstance(s *store) (*instance, error) {
 	in.setMembers(members)
 	in.note(&last, len(table.byID))
 	return in, nil
+}
+
+// checkIdentity reports, by an error, that the state has lost the cluster's identity. A state without one is whole only
+// before OpInit, when it is small: then its digest tells. A node with a lost one would wait for ever to learn
+// its cluster.
+func (in *instance) checkIdentity() error {
+	if in.identity.Load().level != levelNone || in.newest.digest == (digest{}) {
+		return nil
+	}
+	if err := in.verify(context.Background()); err != nil {
+		return fmt.Errorf("the identity of the cluster is not there: %w", err)
+	}
+	return nil
 }
 
 // publish shows the entry that the applier has stored, and notes what it left. Under mu, so that who holds it
