@@ -45,14 +45,12 @@ func mutants() []mutant {
 		},
 		{
 			name: "lost-dedup", what: "a write that is sent again by its session is executed again", inBuild: true,
-			changes: textual(change{"engine/session.go", "if k, ok := s.results[seq]; ok {", "if k, ok := s.results[seq]; ok && k.rev == 0 {"}),
+			changes: textual(change{"engine/session.go", "	if k, ok := s.results[seq]; ok {\n		return s, wire.Result", "	if k, ok := s.results[seq]; ok && k.rev == 0 {\n		return s, wire.Result"}),
 			scene:   "Processes",
 		},
 		{
 			name: "clock-in-apply", what: "each replica expires records by its own clock", inBuild: true,
-			changes: textual(
-				change{"engine/apply.go", "	a.now = max(a.last.time, t)", "	a.now = max(a.last.time, t, time.Now().UnixMicro())"},
-				change{"engine/apply.go", "import (\n", "import (\n	\"time\"\n"}),
+			changes: textual(change{"engine/apply.go", "	a.now = max(a.last.time, t)", "	a.now = max(a.last.time, t, time.Now().UnixMicro())"}),
 			scene: "Processes",
 		},
 		{

@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"time"
@@ -74,14 +75,19 @@ func lateAnswers(r *faultRun, rng *rand.Rand) (*fault, error) {
 		return nil, nil
 	}
 	id, net := r.c.ID(i), r.c.Net()
-	by := between(rng, 200*time.Millisecond, 700*time.Millisecond)
+	heartbeat, err := time.ParseDuration(r.c.Node(i).Flag("heartbeat-timeout"))
+	if err != nil {
+		return nil, fmt.Errorf("the run does not set a heartbeat timeout: %w", err)
+	}
+	// Later than the timeout the leader would step down; earlier they are worth about what new ones are.
+	by := between(rng, heartbeat*6/10, heartbeat*9/10)
 	held := net.HeldAround(id)
 	for k := range r.c.Size() {
 		if k != i {
 			net.Delay(r.c.ID(k), id, by)
 		}
 	}
-	time.Sleep(between(rng, by/4, by)) // heartbeats, whose answers are on their way then
+	time.Sleep(by + between(rng, heartbeat/4, heartbeat)) // late answers come by then, and more are on their way
 	for k := range r.c.Size() {
 		if k != i {
 			net.Cut(id, r.c.ID(k))
