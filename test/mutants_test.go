@@ -51,7 +51,7 @@ func mutants() []mutant {
 		{
 			name: "clock-in-apply", what: "each replica expires records by its own clock", inBuild: true,
 			changes: textual(change{"engine/apply.go", "	a.now = max(a.last.time, t)", "	a.now = max(a.last.time, t, time.Now().UnixMicro())"}),
-			scene: "Processes",
+			scene:   "Processes",
 		},
 		{
 			name: "lease-kept-on-transfer", what: "a leader keeps its lease while it hands its leadership over", inBuild: true,
