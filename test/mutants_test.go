@@ -94,9 +94,11 @@ func mutants() []mutant {
 			scene: "Processes", kinds: "kill-any",
 		},
 		{
-			name: "expires-late", what: "records live for five seconds more than they were to",
-			changes: textual(change{"engine/record.go", "r.Meta.ExpiresAt != 0 && r.Meta.ExpiresAt <= t", "r.Meta.ExpiresAt != 0 && r.Meta.ExpiresAt+5_000_000 <= t"}),
-			scene:   "Processes", kinds: "kill-any",
+			name: "expired-is-readable", what: "a record is shown after its deadline, until it is removed",
+			changes: textual(
+				change{"engine/get.go", "		if !r.expired(p.time) {", "		if true {"},
+				change{"engine/get.go", "	case !l.found || l.rec.expired(l.p.time):", "	case !l.found:"}),
+			scene: "Processes", kinds: "kill-any",
 		},
 		{
 			name: "unknown-told-as-refused", what: "a write whose outcome is unknown is called surely not applied",
