@@ -54,7 +54,8 @@ type Page struct {
 
 // ListPage gives one page: the first with an empty cursor, else the one after the page that the cursor came
 // with. The options must be the same for all pages of a listing; Limit is not counted over pages here, it
-// bounds this one. When the listing's revision is no longer kept, ErrCompacted: begin anew.
+// bounds this one. When the listing's revision is no longer kept, ErrCompacted: begin anew. A stale page of a node that has
+// not reached it yet, such as one that was just started again, ErrFutureRevision: ask again shortly.
 func (c *Client) ListPage(ctx context.Context, o ListOptions, cursor []byte) (Page, error) {
 	return c.listPage(ctx, o, cursor, nil)
 }

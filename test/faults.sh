@@ -10,6 +10,7 @@
 #   SEED=1 DURATION=10m        the runs of this campaign follow from the seed; how long all of them may take together
 #   FAULT_TIME=25s             how long faults are made in one run
 #   SCENES="Network Disks"     only these, in turn; all: see TestFaults_ in test/faults_test.go
+#   FAULT_KINDS=kill-any,loss  only faults of these kinds; FAULT_LOADS=bank,unique only these workloads
 #
 # Needs Go; for disks and namespaces root, loop devices and veth: what is missing is said, and counts as a failed run.
 set -euo pipefail

@@ -161,7 +161,9 @@ func faults(t *testing.T, name string) {
 		only := func(all []nemesis) []nemesis {
 			return slices.DeleteFunc(all, func(n nemesis) bool { return !slices.Contains(strings.Split(kinds, ","), n.name) })
 		}
-		s.main, s.beside = only(s.main), only(s.beside)
+		if s.main, s.beside = only(s.main), only(s.beside); len(s.main) == 0 {
+			t.Fatalf("%s=%s leaves no fault of %s", kindsEnv, kinds, name)
+		}
 	}
 	newFaultRun(t, s).execute()
 }
