@@ -37,6 +37,8 @@ const (
 type nemesis struct {
 	name  string // as it is counted
 	needs needs
+	// alone: no second fault meanwhile. It takes long and a majority needs all the others for as long.
+	alone bool
 	// strike makes a fault at once. nil without an error: it can't be made at this moment, such as one of the leader
 	// where none is found within a few seconds. An error ends the run: the test failed, not the product.
 	// It takes r.control for whatever it does to processes, and holds it no longer than that takes.
@@ -347,7 +349,7 @@ func (r *faultRun) strikeAll() error {
 		queue = queue[1:]
 		var inner func()
 		var innerErr error
-		if len(queue) > 0 && rng.IntN(4) == 0 {
+		if len(queue) > 0 && rng.IntN(4) == 0 && !first.alone && !queue[0].alone {
 			second := queue[0]
 			inner = func() {
 				r.sleepRun(between(rng, 0, 700*time.Millisecond))

@@ -14,7 +14,7 @@ import (
 
 func init() {
 	for _, n := range []nemesis{
-		{name: "crash-install", strike: crashInstall},
+		{name: "crash-install", alone: true, strike: crashInstall},
 		{name: "crash-truncate", strike: crashAt(placesOf("log.truncate."))},
 		{name: "crash-checkpoint", strike: crashAt(placesOf("checkpoint."))},
 		{name: "crash-anywhere", strike: crashAt(runningPlaces())},

@@ -11,7 +11,7 @@ import (
 	"kvstore/client"
 )
 
-func init() { nemeses["lag"] = nemesis{name: "lag", strike: lag} }
+func init() { nemeses["lag"] = nemesis{name: "lag", alone: true, strike: lag} }
 
 // hastyLog is shortLog with a log that is not kept for long for those who were just sent a snapshot either. No disk of
 // these scenes hangs, but processes stand still, in the midst of a write too.
