@@ -328,7 +328,7 @@ func TestClockJump_NodesUnderLoad_GoOn(t *testing.T) {
 		l.drive(l.binaryChannel([]string{n.Addr()}, c.ID(i)+" binary", linearTimeout), never)
 	}
 	rng := random(s, 0)
-	for jump := range count(t, "CLOCK_JUMPS", 300, 1) {
+	for jump := range count(t, "CLOCK_JUMPS", 40, 1) {
 		l.waitGood(3)
 		i := rng.IntN(c.Size())
 		d := between(rng, 6*time.Second, 30*time.Second)
