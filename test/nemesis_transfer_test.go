@@ -10,8 +10,8 @@ import (
 )
 
 func init() {
-	nemeses["transfer-deaf"] = nemesis{name: "transfer-deaf", strike: transferDeaf}
-	nemeses["late-answers"] = nemesis{name: "late-answers", needs: needProxies, strike: lateAnswers}
+	nemeses["transfer-deaf"] = nemesis{name: "transfer-deaf", alone: true, strike: transferDeaf}
+	nemeses["late-answers"] = nemesis{name: "late-answers", needs: needProxies, alone: true, strike: lateAnswers}
 }
 
 // transferDeaf has a leader that hears nobody hand its leadership over: the successor is elected at once, by a vote
