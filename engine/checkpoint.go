@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
+
 	"kvstore/internal/failpoint"
 	"kvstore/internal/record"
 )
@@ -40,14 +42,17 @@ type Checkpoint struct {
 	// Installed says that this state came as a snapshot from another node and that no entry behind it is
 	// durable yet.
 	Installed bool
+	// Manifest is the mark of the generation's MANIFEST, for the next open. Empty when nothing is known of it, as when
+	// the state was just installed, or when an earlier build wrote the checkpoint.
+	Manifest ManifestMark
 }
 
 // CheckpointLayout of the payload, integers little-endian; the record layer adds length and CRC:
 //
-//	0 u8 format | 1 u8 flags (1: installed) | 2 2×0 | 4 u64 generation | 12 u64 index | 20 u64 term | 28 u64 ts | 36 i64 time
+//	0 u8 format | 1 u8 flags (1: installed, 2: mark) | 2 2×0 | 4 u64 generation | 12 u64 index | 20 u64 term | 28 u64 ts | 36 i64 time
 //	44 u64 fence | 52 u64 configuration index | 60 u64 witness index | 68 u64 witness term
 //	76 u64 witness configuration index | 84 u32+bytes configuration | u32+bytes witness configuration
-//	u32+bytes marker
+//	u32+bytes marker | with a mark: 16 bytes head | u64 length | u32 checksum of the MANIFEST
 //
 // Format 2 has flags; it is written when there are any, so that a build that reads format 1 alone never
 // meets flags that it can't know, and otherwise reads what this one writes.
@@ -57,6 +62,10 @@ const (
 	checkpointFixedBytes  = 84
 
 	checkpointInstalled = 1
+	checkpointMarked    = 2
+	checkpointFlags     = checkpointInstalled | checkpointMarked
+
+	checkpointMarkBytes = manifestHeadBytes + 8 + 4
 
 	// checkpointBytesMax bounds the file: configurations of a thousand members fit a hundred times.
 	checkpointBytesMax = 16 << 20
@@ -72,11 +81,17 @@ var errCheckpointFormat = errors.New("checkpoint has an unknown format")
 var errCheckpointPayload = errors.New("checkpoint is malformed")
 
 func appendCheckpoint(dst []byte, cp *Checkpoint) []byte {
+	format, flags := byte(checkpointFormat), byte(0)
 	if cp.Installed {
-		dst = append(dst, checkpointFormatFlags, checkpointInstalled, 0, 0)
-	} else {
-		dst = append(dst, checkpointFormat, 0, 0, 0)
+		flags |= checkpointInstalled
 	}
+	if cp.Manifest.Length > 0 {
+		flags |= checkpointMarked
+	}
+	if flags != 0 {
+		format = checkpointFormatFlags
+	}
+	dst = append(dst, format, flags, 0, 0)
 	for _, v := range [...]uint64{
 		cp.Generation, cp.Index, cp.Term, cp.TS, uint64(cp.Time), cp.Fence,
 		cp.ConfigurationIndex, cp.WitnessIndex, cp.WitnessTerm, cp.WitnessConfigurationIndex,
@@ -87,6 +102,11 @@ func appendCheckpoint(dst []byte, cp *Checkpoint) []byte {
 		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(b)))
 		dst = append(dst, b...)
 	}
+	if m := &cp.Manifest; m.Length > 0 {
+		dst = append(dst, m.Head[:]...)
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(m.Length))
+		dst = binary.LittleEndian.AppendUint32(dst, m.Sum)
+	}
 	return dst
 }
 
@@ -96,7 +116,7 @@ func decodeCheckpoint(b []byte) (Checkpoint, error) {
 	if len(b) > 0 && b[0] != checkpointFormat && b[0] != checkpointFormatFlags {
 		return Checkpoint{}, fmt.Errorf("%w: %d, this build reads up to %d", errCheckpointFormat, b[0], checkpointFormatFlags)
 	}
-	if len(b) >= checkpointFixedBytes && b[0] == checkpointFormatFlags && b[1]&^checkpointInstalled != 0 {
+	if len(b) >= checkpointFixedBytes && b[0] == checkpointFormatFlags && b[1]&^checkpointFlags != 0 {
 		return Checkpoint{}, fmt.Errorf("%w: flags %#x", errCheckpointFormat, b[1])
 	}
 	if len(b) < checkpointFixedBytes || b[2]|b[3] != 0 || (b[0] == checkpointFormatFlags) != (b[1] != 0) {
@@ -106,7 +126,7 @@ func decodeCheckpoint(b []byte) (Checkpoint, error) {
 	cp := Checkpoint{
 		Generation: u64(4), Index: u64(12), Term: u64(20), TS: u64(28), Time: int64(u64(36)), Fence: u64(44),
 		ConfigurationIndex: u64(52), WitnessIndex: u64(60), WitnessTerm: u64(68), WitnessConfigurationIndex: u64(76),
-		Installed: b[1] == checkpointInstalled,
+		Installed: b[1]&checkpointInstalled != 0,
 	}
 	rest := b[checkpointFixedBytes:]
 	for _, field := range [...]*[]byte{&cp.Configuration, &cp.WitnessConfiguration, &cp.Marker} {
@@ -121,6 +141,18 @@ func decodeCheckpoint(b []byte) (Checkpoint, error) {
 			*field = append([]byte(nil), rest[4:4+n]...)
 		}
 		rest = rest[4+n:]
+	}
+	if b[1]&checkpointMarked != 0 {
+		if len(rest) < checkpointMarkBytes {
+			return Checkpoint{}, fmt.Errorf("%w: the mark is missing", errCheckpointPayload)
+		}
+		copy(cp.Manifest.Head[:], rest)
+		cp.Manifest.Length = int64(binary.LittleEndian.Uint64(rest[manifestHeadBytes:]))
+		cp.Manifest.Sum = binary.LittleEndian.Uint32(rest[manifestHeadBytes+8:])
+		rest = rest[checkpointMarkBytes:]
+		if cp.Manifest.Length < manifestHeadBytes {
+			return Checkpoint{}, fmt.Errorf("%w: its mark ends at %d", errCheckpointPayload, cp.Manifest.Length)
+		}
 	}
 	switch {
 	case len(rest) > 0:
@@ -269,7 +301,8 @@ func (s *store) checkpointer() {
 //     gone was flushed: Badger removes a log only when its table and its MANIFEST entry are synced.
 //  3. fdatasync each listed log that may have changed.
 //  4. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
-//  5. Replace CHECKPOINT.
+//  5. Read what is new in MANIFEST, and fsync it: the mark for the next open (checkManifest).
+//  6. Replace CHECKPOINT.
 //
 // A store that was replaced has nothing to say any more.
 //
@@ -298,7 +331,12 @@ func (s *store) checkpoint() error {
 			return fmt.Errorf("cannot make entry %d durable: %w", p.index, err)
 		}
 	}
+	mark, err := s.manifest.next(filepath.Join(s.genDir, badger.ManifestFilename), s.o.hooks.syncFile)
+	if err != nil {
+		return fmt.Errorf("cannot mark what the checkpoint of entry %d relies on: %w", p.index, err)
+	}
 	cp := *last
+	cp.Manifest = mark
 	if witness != nil && witness.WitnessIndex > last.WitnessIndex {
 		cp.WitnessIndex, cp.WitnessTerm = witness.WitnessIndex, witness.WitnessTerm
 		cp.WitnessConfiguration, cp.WitnessConfigurationIndex = witness.WitnessConfiguration, witness.WitnessConfigurationIndex
@@ -323,6 +361,24 @@ func (s *store) checkpoint() error {
 	s.advanceFence()
 	s.broadcast()
 	return nil
+}
+
+// markClosed has CHECKPOINT carry the mark of what Badger's end has flushed. REQUIRES: Badger is closed without an error,
+// and its directory is synced.
+func (s *store) markClosed() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	last := s.last.Load()
+	if s.replaced || last.Index == 0 {
+		return nil
+	}
+	mark, err := s.manifest.next(filepath.Join(s.genDir, badger.ManifestFilename), s.o.hooks.syncFile)
+	if err != nil || mark == last.Manifest {
+		return err
+	}
+	cp := *last
+	cp.Manifest = mark
+	return writeCheckpoint(s.dir, &cp)
 }
 
 func writeCheckpoint(dir string, cp *Checkpoint) error {

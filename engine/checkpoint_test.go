@@ -62,7 +62,7 @@ func TestCheckpoint_Golden_BytesStay(t *testing.T) {
 	if got, err := decodeCheckpoint(b); err != nil || !reflect.DeepEqual(got, installed) {
 		t.Fatalf("installed: decoded %+v, %v", got, err)
 	}
-	b[1] |= 2
+	b[1] |= checkpointFlags + 1
 	if _, err := decodeCheckpoint(b); !errors.Is(err, errCheckpointFormat) {
 		t.Fatalf("a flag of the future: %v", err)
 	}
@@ -72,6 +72,7 @@ func FuzzDecodeCheckpoint(f *testing.F) {
 	f.Add(appendCheckpoint(nil, &goldenCheckpoint))
 	f.Add(appendCheckpoint(nil, &Checkpoint{Generation: 1}))
 	f.Add(appendCheckpoint(nil, &Checkpoint{Generation: 2, Index: 1, TS: 1, Marker: []byte("m"), Installed: true}))
+	f.Add(appendCheckpoint(nil, &Checkpoint{Generation: 2, Index: 1, TS: 1, Marker: []byte("m"), Manifest: ManifestMark{Length: 16, Sum: 3}}))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		cp, err := decodeCheckpoint(b)

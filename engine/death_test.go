@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
@@ -23,7 +24,9 @@ func TestDeathChild(t *testing.T) {
 	if dir == "" {
 		t.Skip("run by TestOpen_AfterADeath_ChecksTheTablesIfItWasInBadger")
 	}
-	e := mustOpen(t, engineOptions(t, dir))
+	o := engineOptions(t, dir)
+	o.hooks.largeStore = true
+	e := mustOpen(t, o)
 	switch os.Getenv(deathHowEnv) {
 	case "badger": // as a compaction would
 		s := e.live.Load().store
@@ -42,6 +45,7 @@ func TestDeathChild(t *testing.T) {
 
 func TestOpen_AfterADeath_ChecksTheTablesIfItWasInBadger(t *testing.T) {
 	o := engineOptions(t, t.TempDir())
+	o.hooks.largeStore = true // else every opening checks them
 	d, path := tabled(t, o)
 	if err := d.e.Close(); err != nil {
 		t.Fatal(err)
@@ -98,5 +102,46 @@ func TestOpen_AfterADeath_ChecksTheTablesIfItWasInBadger(t *testing.T) {
 	}
 	if err := open(); err != nil {
 		t.Fatalf("after the quarantine: %v", err)
+	}
+}
+
+// TestOpen_TableDamaged_FoundBeforeAnythingIsServed: Badger would read a key whose head is damaged as absent.
+func TestOpen_TableDamaged_FoundBeforeAnythingIsServed(t *testing.T) {
+	o := engineOptions(t, t.TempDir())
+	d, path := tabled(t, o)
+	if err := d.e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o.hooks.openBadger = func(string) error { t.Error("Badger was opened"); return nil }
+	for _, at := range []int64{0, 1, 100} {
+		flip(t, path, at)
+		if e, err := Open(o); err == nil || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), filepath.Base(path)) {
+			t.Fatalf("byte %d flipped: %v, %v", at, e, err)
+		}
+		flip(t, path, at)
+	}
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeroed := append(bytes.Clone(sound[:len(sound)*3/4]), make([]byte, len(sound)/4)...)
+	for _, b := range [][]byte{zeroed, sound[:len(sound)/2], nil, sound} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if len(b) == len(sound) && &b[0] == &sound[0] {
+			break
+		}
+		if e, err := Open(o); err == nil || !errors.Is(err, ErrDamaged) {
+			t.Fatalf("%d of %d bytes are left: %v, %v", len(b), len(sound), e, err)
+		}
+	}
+	o.hooks.openBadger = nil
+	e, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

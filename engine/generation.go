@@ -75,11 +75,7 @@ func (s *store) open() error {
 		if !slices.Contains(generations, cp.Generation) {
 			return damaged(fmt.Sprintf("generation %d of the checkpoint is missing", cp.Generation), nil)
 		}
-		// Without its manifest Badger takes the directory for a new store, and removes the tables.
-		manifest := filepath.Join(generationDir(s.dir, cp.Generation), badger.ManifestFilename)
-		if _, err := os.Stat(manifest); errors.Is(err, os.ErrNotExist) {
-			return damaged(fmt.Sprintf("%q is missing", manifest), nil)
-		} else if err != nil {
+		if err := checkManifest(generationDir(s.dir, cp.Generation), cp.Manifest); err != nil {
 			return err
 		}
 		if err := s.removeStaleGenerations(generations, cp.Generation); err != nil {
@@ -89,6 +85,11 @@ func (s *store) open() error {
 	s.setGeneration(cp.Generation)
 	if err := s.checkAfterDeath(); err != nil {
 		return err
+	}
+	if !s.o.hooks.largeStore {
+		if err := s.checkTables("damage was found before the opening", openCheckBytesMax); err != nil {
+			return err
+		}
 	}
 	if s.db, err = s.openBadger(); err != nil {
 		return err

@@ -102,7 +102,7 @@ type Options struct {
 	hooks hooks
 }
 
-// hooks are the seams at which tests of this package look and interfere. All may be nil.
+// hooks are the seams at which tests of this package look and interfere. All may be zero.
 type hooks struct {
 	// beforeSync is called before each fdatasync of a memtable log, with its path.
 	beforeSync func(path string)
@@ -123,6 +123,8 @@ type hooks struct {
 	atStep func(step string)
 	// writeCheckpoint stands in for the replacement of CHECKPOINT by an installation.
 	writeCheckpoint func(dir string, cp *Checkpoint) error
+	// largeStore has the opening take the tables for more than it checks.
+	largeStore bool
 	// markerPoint stands in for the decoder of markers.
 	markerPoint func(marker []byte) (point, error)
 }

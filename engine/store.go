@@ -70,6 +70,7 @@ type store struct {
 
 	// Owned by the checkpointer: its goroutine, and close once that has ended.
 	sealedMems map[string]struct{} // Memtable logs that were synced after their last write.
+	manifest   manifestMarker
 	history    history
 
 	gate gate          // Readers in flight.
@@ -255,6 +256,9 @@ func (s *store) close() error {
 		}
 		// Badger's flush doesn't sync the directory; see DESIGN.md.
 		err = errors.Join(err, record.SyncDir(s.genDir))
+		if err == nil && s.begun && s.failed.Load() == nil {
+			err = s.markClosed()
+		}
 		if err != nil {
 			s.closeErr = fmt.Errorf("cannot close engine at %q: %w", s.dir, err)
 		}

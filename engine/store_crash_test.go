@@ -34,6 +34,7 @@ const (
 func crashOptions(t testing.TB, dir, synced string) Options {
 	o := storeOptions(t, dir)
 	o.CheckpointInterval = 5 * time.Millisecond
+	o.hooks.largeStore = true                      // what is damaged shall reach Badger
 	o.HistoryWindow = 20 * 1000 * time.Microsecond // 20 entries: the discard ts follows closely.
 	o.hooks.beforeSync = func(path string) {
 		b, err := os.ReadFile(path)

@@ -149,7 +149,13 @@ func readTableIndex(f *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return index, checkTableSum(index, sum)
+	if err := checkTableSum(index, sum); err != nil {
+		return nil, err
+	}
+	if len(index) < 4 { // zeros at the end of a table are a whole checksum of nothing
+		return nil, fmt.Errorf("%w: an index of %d bytes", errTableDamaged, len(index))
+	}
+	return index, nil
 }
 
 // tableChecksumBytesMax bounds an encoded checksum: two tags, an enumeration, and a number.
