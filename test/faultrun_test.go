@@ -123,6 +123,7 @@ type faultRun struct {
 	gap       time.Duration // longest time without an acknowledged write
 	gapAt     time.Time     // when it ended
 	recovery  time.Duration // longest time from the end of a fault to an acknowledged write
+	said      string        // the line of the run and its first anomaly, if it failed
 }
 
 // stream gives an independent source of the run's seed.
@@ -150,6 +151,9 @@ func (r *faultRun) anomaly(format string, a ...any) {
 	defer r.mu.Unlock()
 	if len(r.anomalies) < anomaliesMax {
 		r.anomalies = append(r.anomalies, text)
+		// At once, too: a run that hangs later does not come to its judgement.
+		first, _, _ := strings.Cut(text, "\n")
+		r.t.Logf("ANOMALY %s", first)
 	}
 }
 
@@ -259,7 +263,10 @@ func (r *faultRun) ended(i int) {
 	excused := r.excused[i]
 	r.excused[i] = false
 	r.mu.Unlock()
-	if code := n.WaitExit(); code >= 0 && !excused {
+	code := n.WaitExit()
+	// A process that ends at a failpoint kills itself; of others none sends that signal but the test.
+	killed := code < 0 && n.ByItself() && r.scene.needs&needFailpoints == 0
+	if (code >= 0 || killed) && !excused {
 		r.anomaly("%s has ended by itself with exit code %d:\n%s", r.c.ID(i), code, lastLines(n.LastOutput(), 60))
 	}
 }
@@ -340,6 +347,9 @@ func (r *faultRun) strikeAll() error {
 			if time.Now().After(deadline) {
 				queue = slices.DeleteFunc(queue, func(n nemesis) bool { return r.hasStruck(n.name) })
 			}
+			if len(queue) == 0 { // only those are missing that are made beside
+				queue = slices.Clone(r.scene.main)
+			}
 			rng.Shuffle(len(queue), func(i, k int) { queue[i], queue[k] = queue[k], queue[i] })
 		}
 		if err := r.waitWrites(trafficLeast); err != nil {
@@ -378,7 +388,7 @@ func (r *faultRun) strikeAll() error {
 }
 
 // overtimeMax bounds how long a run goes on for kinds of faults that have not taken hold yet.
-const overtimeMax = 90 * time.Second
+const overtimeMax = 3 * time.Minute
 
 // enough tells whether an anomaly was found already, and one is all that is wanted.
 func (r *faultRun) enough() bool {
@@ -389,7 +399,7 @@ func (r *faultRun) enough() bool {
 
 // allStruck tells whether each kind of fault of the scene has been made.
 func (r *faultRun) allStruck() bool {
-	return !slices.ContainsFunc(r.scene.main, func(n nemesis) bool { return !r.hasStruck(n.name) })
+	return !slices.ContainsFunc(slices.Concat(r.scene.main, r.scene.beside), func(n nemesis) bool { return !r.hasStruck(n.name) })
 }
 
 // hasStruck tells whether a fault of a kind has taken hold.
@@ -404,6 +414,7 @@ func (r *faultRun) execute() {
 	for _, w := range r.loads {
 		w.drive(r)
 	}
+	defer r.judge() // whatever ends the run
 	besides, stop := context.WithCancel(context.Background())
 	var beside sync.WaitGroup
 	var mu sync.Mutex
@@ -439,7 +450,6 @@ func (r *faultRun) execute() {
 	r.end()
 	r.work.Wait()
 	if r.enough() {
-		r.judge()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -451,6 +461,9 @@ func (r *faultRun) execute() {
 		w.verify(r)
 	}
 	for i, n := range r.c.Nodes() {
+		if !n.Running() {
+			r.anomaly("%s runs no more in the end, with exit code %d:\n%s", r.c.ID(i), n.WaitExit(), lastLines(n.LastOutput(), 60))
+		}
 		for _, word := range []string{"\npanic: ", "\nfatal error: ", "BUG: "} {
 			if r.damagedStore(i) && word != "BUG: " {
 				continue // Badger's, on a table that was damaged: the starts after it told what became of it
@@ -461,15 +474,17 @@ func (r *faultRun) execute() {
 			}
 		}
 	}
-	r.judge()
 }
 
 // failed enters what kept the run from going on: whatever it is, the product is not as it should be, or the harness.
 func (r *faultRun) failed(errs ...error) {
 	if err := errors.Join(errs...); err != nil {
-		r.anomaly("%v", err)
+		r.anomaly(cantGoOn+"%v", err)
 	}
 }
+
+// cantGoOn begins what failed says. It finds no mutant: it may be the harness.
+const cantGoOn = "the run can't go on: "
 
 // restore ends whatever may still be in force: all nodes run, and every way between them is open.
 func (r *faultRun) restore() error {
@@ -522,10 +537,12 @@ func (r *faultRun) judge() {
 		t.Errorf("ANOMALY %s", a)
 	}
 	// test/faults.sh reads this line.
-	t.Logf("RUN scene=%s seed=%d nodes=%d done=%d unknown=%d linear=%d unique=%d faults=%d never=%d anomalies=%d gap=%.2fs@%.0fs recovery=%.2fs loads=%s kinds=%s",
+	line := fmt.Sprintf("RUN scene=%s seed=%d nodes=%d done=%d unknown=%d linear=%d unique=%d faults=%d never=%d anomalies=%d gap=%.2fs@%.0fs recovery=%.2fs loads=%s kinds=%s",
 		r.scene.name, r.seed, r.c.Size(), sum.done, sum.unknown, sum.checked, sum.unique, faults, never, len(r.anomalies),
 		r.gap.Seconds(), r.gapAt.Sub(r.began).Seconds(), r.recovery.Seconds(), strings.Join(parts, ","), strings.Join(kinds, ","))
+	t.Log(line)
 	if t.Failed() {
+		r.said = strings.Join(r.anomalies[:min(1, len(r.anomalies))], "") + "\n" + line
 		t.Logf("to make the same choices again: FAULT_TIME=%v %s=%d go test ./test -run '^%s$' -count=1 -v", r.length, seedEnv, r.seed, t.Name())
 	}
 }

@@ -70,14 +70,19 @@ export KVSTORE_TEST_BUILD_DIR=$PWD/$out/bin-faults
 rm -rf "$KVSTORE_TEST_BUILD_DIR"
 mkdir -p "$KVSTORE_TEST_BUILD_DIR"
 export FAULT_TIME=${FAULT_TIME:-25s}
-read -r -a scenes <<<"${SCENES:-$(cd test && "../$out/faults.test" -test.list '^TestFaults_' | sed 's/^TestFaults_//' | tr '\n' ' ')}"
+all=$(cd test && "../$out/faults.test" -test.list '^TestFaults_' | sed 's/^TestFaults_//' | tr '\n' ' ')
+read -r -a scenes <<<"${SCENES:-$all}"
+for scene in "${scenes[@]}"; do
+	# A run of none would fail within no time, and never spend DURATION.
+	[[ " $all" == *" $scene "* ]] || { echo "faults: SCENES: there is no scene $scene, but: $all" >&2; exit 2; }
+done
 
 failed=0
 number=$(awk 'END { print NR }' "$list")
 while (($(awk -F'\t' '{ n += $3 } END { print n + 0 }' "$list") < length)); do
 	number=$((number + 1))
 	scene=${scenes[$(((number - 1) % ${#scenes[@]}))]}
-	mine=$((seed * 100000 + number))
+	mine=$((10#$seed * 100000 + number))
 	log=$out/faults-$mine-$scene.log
 	began=$SECONDS
 	verdict=ok

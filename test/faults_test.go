@@ -122,6 +122,12 @@ func newFaultRun(t *testing.T, s *scene) *faultRun {
 		o.Binary, o.Quiet = path, true
 	}
 	o.Namespaces = s.namespaces
+	// Once more below what the nodes wrote: of the output of a process with namespaces of its own the end alone is kept.
+	t.Cleanup(func() {
+		if r.said != "" {
+			t.Log(r.said)
+		}
+	})
 	r.c = testcluster.StartCluster(t, o)
 	names := s.loads
 	if names == nil {

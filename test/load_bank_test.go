@@ -145,7 +145,7 @@ type bankLoad struct {
 func (b *bankLoad) name() string { return "bank" }
 
 func (b *bankLoad) figures() figures {
-	return figures{done: b.done.Load(), unknown: b.lost.Load(), checked: b.ops.Load(), least: 150}
+	return figures{done: b.done.Load(), unknown: b.lost.Load(), checked: b.ops.Load(), least: 50}
 }
 
 func (b *bankLoad) drive(r *faultRun) {

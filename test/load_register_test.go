@@ -85,7 +85,20 @@ type linear struct {
 	all      []*register
 	finished []*register // retired, with all their operations ended
 	wrong    []error
+	late     []lateRegister
 }
+
+// lateRegister is a history that the checker could not judge in time. One that is wrong takes the longest.
+type lateRegister struct {
+	key string
+	ops []porcupine.Operation
+}
+
+const (
+	// lateTimeout is how long the checker may take for such a one in the end, and lateMost how many get that.
+	lateTimeout = 2 * time.Minute
+	lateMost    = 2
+)
 
 // channel is one way to the store.
 type channel struct {
@@ -361,16 +374,25 @@ func (l *linear) judge(r *register) {
 	l.mu.Unlock()
 	for most := l.most.Load(); int64(len(ops)) > most && !l.most.CompareAndSwap(most, int64(len(ops))); most = l.most.Load() {
 	}
-	switch err := checkRegister(ops); {
-	case errors.Is(err, errCheckTooLong):
-		l.unchecked.Add(1)
-		return
-	case err != nil:
+	if !l.enter(r.key, ops, checkRegister(ops)) {
 		l.mu.Lock()
-		l.wrong = append(l.wrong, fmt.Errorf("%s: %w", r.key, err))
-		l.mu.Unlock()
+		defer l.mu.Unlock()
+		l.late = append(l.late, lateRegister{r.key, ops})
+	}
+}
+
+// enter keeps what the checker says of one key; false: it has not said anything.
+func (l *linear) enter(key string, ops []porcupine.Operation, err error) bool {
+	if errors.Is(err, errCheckTooLong) {
+		return false
+	}
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.wrong = append(l.wrong, fmt.Errorf("%s: %w", key, err))
 	}
 	l.judged.Add(int64(len(ops)))
+	return true
 }
 
 // judgeFinished checks registers while the load goes on, so that little is left for its end.
@@ -409,6 +431,11 @@ func (l *linear) check() (wrong []error) {
 	}
 	close(left)
 	judges.Wait()
+	for i, late := range l.late {
+		if i >= lateMost || !l.enter(late.key, late.ops, searchRegister(late.ops, true, lateTimeout)) {
+			l.unchecked.Add(1)
+		}
+	}
 	l.t.Logf("%d operations done, %d surely not done or unanswered reads, %d unknown, over %d keys with at most %d operations each; %d keys unchecked; the last ones checked in %v",
 		l.good.Load(), l.bad.Load(), l.unknown.Load(), len(l.all), l.most.Load(), l.unchecked.Load(), time.Since(began).Round(time.Millisecond))
 	if good := l.good.Load(); good < 100 {
@@ -429,7 +456,7 @@ func init() { workloads["register"] = func() workload { return new(registerLoad)
 func (*registerLoad) name() string { return "register" }
 
 // registerLeast is what a run of any length does at the least.
-const registerLeast = 1000
+const registerLeast = 300
 
 func (w *registerLoad) drive(r *faultRun) {
 	l := newLinear(r.t, r.seed)

@@ -289,6 +289,9 @@ func (r *faultRun) thaw(i int) error {
 			if !goesOn {
 				return fmt.Errorf("%s neither ends nor goes on, %v after its disk does again", r.c.ID(i), patience)
 			}
+			r.mu.Lock()
+			r.excused[i] = false // it has no reason any more
+			r.mu.Unlock()
 			return nil
 		}
 		s, err := n.Status()

@@ -215,7 +215,13 @@ func (d *Disk) Fill(left int64) error {
 	return nil
 }
 
-// Empty undoes Fill.
-func (d *Disk) Empty() error { return os.Remove(d.fill()) }
+// Empty undoes Fill, for good: without the sync a cut of the power soon after would bring the file back.
+// REQUIRES: the disk does not hang.
+func (d *Disk) Empty() error {
+	if err := os.Remove(d.fill()); err != nil {
+		return fmt.Errorf("cannot empty %s: %w", d.dir, err)
+	}
+	return d.Sync()
+}
 
 func (d *Disk) fill() string { return filepath.Join(d.dir, "fill") }

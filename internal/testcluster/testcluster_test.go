@@ -248,3 +248,22 @@ func TestDisk_Hangs_WritesWaitUntilItThaws(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDisk_FillAndEmpty_OutliveACutOfThePower: a disk that was emptied stays so, or a node on it would be full for ever.
+func TestDisk_FillAndEmpty_OutliveACutOfThePower(t *testing.T) {
+	if Isolate(t) {
+		return
+	}
+	d := NewDisk(t, 64<<20)
+	for _, step := range []struct {
+		do    func() error
+		there bool
+	}{{func() error { return d.Fill(8 << 20) }, true}, {d.Empty, false}} {
+		if err := errors.Join(step.do(), d.CutPower(), d.PowerOn()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(d.fill()); (err == nil) != step.there {
+			t.Errorf("after the cut the file that fills the disk is there: %v, want %v", err == nil, step.there)
+		}
+	}
+}
