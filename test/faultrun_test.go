@@ -94,18 +94,18 @@ type scene struct {
 // faultRun is one run. Its methods may be used by any goroutine, unless they say otherwise.
 type faultRun struct {
 	// Immutable after newFaultRun.
-	t       *testing.T
-	seed    uint64
-	scene   *scene
-	length  time.Duration
-	c       *testcluster.Cluster
-	disks   []*testcluster.Disk // by number of node; nil without needDisks
-	began   time.Time
-	ctx     context.Context // of the loads; ends when the last fault is mended
-	end     context.CancelFunc
-	work    sync.WaitGroup // of the loads
-	loads   []workload
-	restful atomic.Int64 // writes acknowledged so far, see tick
+	t      *testing.T
+	seed   uint64
+	scene  *scene
+	length time.Duration
+	c      *testcluster.Cluster
+	disks  []*testcluster.Disk // by number of node; nil without needDisks
+	began  time.Time
+	ctx    context.Context // of the loads; ends when the last fault is mended
+	end    context.CancelFunc
+	work   sync.WaitGroup // of the loads
+	loads  []workload
+	acked  atomic.Int64 // writes acknowledged so far, see tick
 
 	// control is held by whoever starts, ends, stops or continues processes, or asks whether one runs. The workloads
 	// never do.
@@ -159,7 +159,7 @@ func (r *faultRun) anomaly(format string, a ...any) {
 
 // tick enters the acknowledgement of a write: the store is available.
 func (r *faultRun) tick() {
-	r.restful.Add(1)
+	r.acked.Add(1)
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,8 +178,8 @@ func (r *faultRun) waitWrites(n int64) error {
 	if os.Getenv(stopEnv) != "" {
 		limit = 20 * time.Second // a mutant may never come back
 	}
-	want, deadline := r.restful.Load()+n, time.Now().Add(limit)
-	for r.restful.Load() < want && !r.enough() {
+	want, deadline := r.acked.Load()+n, time.Now().Add(limit)
+	for r.acked.Load() < want && !r.enough() {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("no %d writes were acknowledged within %v, with every fault mended", n, limit)
 		}

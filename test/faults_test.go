@@ -137,6 +137,9 @@ func newFaultRun(t *testing.T, s *scene) *faultRun {
 		names = strings.Split(only, ",")
 	}
 	for _, name := range names {
+		if workloads[name] == nil {
+			t.Fatalf("%s: there is no workload %q", loadsEnv, name)
+		}
 		r.loads = append(r.loads, workloads[name]())
 	}
 	r.ctx, r.end = context.WithCancel(context.Background())

@@ -43,20 +43,7 @@ func killAll(r *faultRun, rng *rand.Rand) (*fault, error) {
 	r.control.Lock()
 	defer r.control.Unlock()
 	r.c.KillAll()
-	order := rng.Perm(r.c.Size())
-	pauses := make([]time.Duration, len(order))
-	for k := range pauses {
-		pauses[k] = between(rng, 0, 150*time.Millisecond)
-	}
-	return &fault{what: "kill -9 of all nodes", lasts: between(rng, 0, 300*time.Millisecond), mend: func() error {
-		for k, i := range order {
-			if err := r.up(i); err != nil {
-				return err
-			}
-			time.Sleep(pauses[k])
-		}
-		return nil
-	}}, nil
+	return &fault{what: "kill -9 of all nodes", lasts: between(rng, 0, 300*time.Millisecond), mend: r.inAnyOrder(rng)}, nil
 }
 
 // killAgain ends a node again and again at random instants after its start: while it opens its files, replays, joins
