@@ -78,6 +78,7 @@ func (s *sessionLoad) drive(r *faultRun) {
 					s.retried.Add(1)
 				}
 			}}))
+		cutter.on.Store(true)
 		for k := range 2 {
 			r.callAs(fmt.Sprintf("session counter %d %d", i, k), 2*time.Millisecond, 8*time.Millisecond, func(rng *rand.Rand) bool { return s.increment(c, rng) })
 		}
@@ -98,6 +99,7 @@ func (s *sessionLoad) drive(r *faultRun) {
 // cutter makes connections that break.
 type cutter struct {
 	load *sessionLoad
+	on   atomic.Bool // from when the client is open: an opening is not tried again
 	mu   sync.Mutex
 	rng  *rand.Rand // guarded by mu
 }
@@ -113,7 +115,7 @@ func (k *cutter) dial(ctx context.Context, network, addr string) (net.Conn, erro
 
 // now draws whether a call breaks its connection, and a share of what it was to do.
 func (k *cutter) now(oneOf int) (share float64, cut bool) {
-	if k.load.r.ctx.Err() != nil {
+	if !k.on.Load() || k.load.r.ctx.Err() != nil {
 		return 0, false
 	}
 	k.mu.Lock()
