@@ -16,7 +16,7 @@ import (
 
 func init() {
 	for _, n := range []nemesis{
-		{name: "power-all", needs: needDisks, strike: powerAll},
+		{name: "power-all", needs: needDisks, alone: true, strike: powerAll},
 		{name: "power-any", needs: needDisks, strike: powerAny},
 		{name: "disk-full", needs: needDisks, strike: diskFull},
 		{name: "disk-hang", needs: needDisks, strike: diskHang},

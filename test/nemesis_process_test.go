@@ -13,11 +13,11 @@ func init() {
 	for _, n := range []nemesis{
 		{name: "kill-leader", strike: func(r *faultRun, rng *rand.Rand) (*fault, error) { return r.kill(rng, r.leader()) }},
 		{name: "kill-any", strike: func(r *faultRun, rng *rand.Rand) (*fault, error) { return r.kill(rng, r.anyNode(rng)) }},
-		{name: "kill-all", strike: killAll},
+		{name: "kill-all", alone: true, strike: killAll},
 		{name: "kill-again", strike: killAgain},
 		{name: "stop-leader", strike: func(r *faultRun, rng *rand.Rand) (*fault, error) { return r.stop(rng, r.leader()) }},
 		{name: "stop-any", strike: func(r *faultRun, rng *rand.Rand) (*fault, error) { return r.stop(rng, r.anyNode(rng)) }},
-		{name: "stop-all", strike: stopAll},
+		{name: "stop-all", alone: true, strike: stopAll},
 	} {
 		nemeses[n.name] = n
 	}
