@@ -145,12 +145,17 @@ func TestClockRates_NodeThatTrustsEveryClock_IsFoundOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	binary := buildOverlay(t, o, nil, blindClocks)
-	l := slowLeader(t, seed(t), testcluster.ClusterOptions{Binary: binary, Quiet: true}, func(c *testcluster.Cluster, leader int) bool {
-		time.Sleep(8 * time.Second) // for about as long as the sound build takes to see it
-		st, err := c.Node(leader).Status()
-		return err == nil && st.IsLeader
-	})
-	wrong := l.check()
+	var wrong []error
+	for range 3 { // on a busy machine the old leader may be asked too late
+		l := slowLeader(t, seed(t), testcluster.ClusterOptions{Binary: binary, Quiet: true}, func(c *testcluster.Cluster, leader int) bool {
+			time.Sleep(8 * time.Second) // for about as long as the sound build takes to see it
+			st, err := c.Node(leader).Status()
+			return err == nil && st.IsLeader
+		})
+		if wrong = l.check(); len(wrong) > 0 {
+			break
+		}
+	}
 	if len(wrong) == 0 {
 		t.Error("stale reads were not found out: the load, the fault or the checker proves nothing")
 	}

@@ -409,6 +409,13 @@ func (r *faultRun) settleMembers() error {
 	}
 	for i := range removals {
 		n := r.c.Node(i)
+		if s, err := n.StatusContext(ctx); err == nil && s.AppliedIndex == 0 {
+			// It was removed before anything had reached it: it waits to be taken in until --start-timeout, five minutes.
+			r.note("%s was removed before it knew its cluster, and is ended", r.c.ID(i))
+			r.control.Lock()
+			n.Kill()
+			r.control.Unlock()
+		}
 		select {
 		case <-n.Exited():
 		case <-ctx.Done():
