@@ -23,26 +23,27 @@ const deathFile = "DEATH.trace"
 const deathTraceBytesMax = 64 << 10
 
 // checkAfterDeath checks the checksums of all tables if the last process died in Badger. ErrDamaged: they tell
-// why; the trace stays, so that every start says so until the state is quarantined.
-func (s *store) checkAfterDeath() error {
+// why; the trace stays, so that every start says so until the state is quarantined. checked: the tables were checked.
+func (s *store) checkAfterDeath() (checked bool, err error) {
 	path := filepath.Join(s.dir, deathFile)
 	trace, err := readTrace(path)
 	if err != nil {
-		return fmt.Errorf("cannot read the trace of the last process: %w", err)
+		return false, fmt.Errorf("cannot read the trace of the last process: %w", err)
 	}
 	if trace != "" {
 		first, _, _ := strings.Cut(trace, "\n")
 		s.log.Error("the last process died while the store was open", "cause", first, "trace", trace)
 		if strings.Contains(trace, "github.com/dgraph-io/badger/") {
 			if err := s.checkTables("the last process died of it ("+first+")", math.MaxInt64); err != nil {
-				return err
+				return false, err
 			}
+			checked = true
 		}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return false, err
 	}
-	return nil
+	return checked, nil
 }
 
 // openCheckBytesMax bounds the tables that are checked at every opening: at about 1 GB/s that is a second. Badger does

@@ -83,10 +83,11 @@ func (s *store) open() error {
 		}
 	}
 	s.setGeneration(cp.Generation)
-	if err := s.checkAfterDeath(); err != nil {
+	checked, err := s.checkAfterDeath()
+	if err != nil {
 		return err
 	}
-	if !s.o.hooks.largeStore {
+	if !checked && !s.o.hooks.largeStore {
 		if err := s.checkTables("damage was found before the opening", openCheckBytesMax); err != nil {
 			return err
 		}

@@ -86,13 +86,7 @@ func (s *sessionLoad) drive(r *faultRun) {
 		s.owned = append(s.owned, own)
 		r.callAs(fmt.Sprintf("session cell %d", i), 2*time.Millisecond, 8*time.Millisecond, func(rng *rand.Rand) bool { return s.change(c, own, rng) })
 	}
-	f := client.NewForwarder(client.ForwarderOptions{Name: "session, bare"})
-	r.t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			r.t.Errorf("cannot close the forwarder: %v", err)
-		}
-	})
-	bare := &bareSession{load: s, f: f}
+	bare := &bareSession{load: s, f: openForwarder(r.t, "session, bare")}
 	r.callAs("session bare", 4*time.Millisecond, 16*time.Millisecond, bare.step)
 }
 

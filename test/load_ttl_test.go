@@ -450,12 +450,7 @@ func (l *ttlLoad) verify(r *faultRun) {
 		l.list(c, rng) // log time may be far ahead of every clock: what is left may live on for as long
 		return
 	}
-	f := client.NewForwarder(client.ForwarderOptions{Name: "ttl"})
-	defer func() {
-		if err := f.Close(); err != nil {
-			r.t.Errorf("cannot close the forwarder: %v", err)
-		}
-	}()
+	f := openForwarder(r.t, "ttl")
 	for i, n := range r.c.Nodes() {
 		left := 0
 		eventually(r.t, r.c.ID(i)+" lists nothing that has expired", func() (bool, error) {
