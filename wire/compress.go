@@ -18,6 +18,8 @@ const (
 	CodecNone Codec = 0
 	CodecS2   Codec = 1
 	CodecZstd Codec = 2
+	// CodecLZ4 compresses values in the store (ExtCompress); frames never.
+	CodecLZ4 Codec = 3
 )
 
 // String gives the codec's name.
@@ -27,6 +29,8 @@ func (c Codec) String() string {
 		return "none"
 	case CodecS2:
 		return "s2"
+	case CodecLZ4:
+		return "lz4"
 	case CodecZstd:
 		return "zstd"
 	}

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"unicode/utf8"
 )
 
 // ConditionKind says what an ExtCondition element demands of the key that its operation names.
@@ -18,6 +19,13 @@ const (
 	ConditionAbsent ConditionKind = 3
 	// ConditionValue: the record exists and its value equals the operand byte for byte.
 	ConditionValue ConditionKind = 4
+	// ConditionTag: the record exists and has the tag with the value; the operand is as in ExtTag. Known from behaviour
+	// level 2 on, as are the two below.
+	ConditionTag ConditionKind = 5
+	// ConditionTagPresent: the record exists and has the tag, with whatever value. The operand is its name.
+	ConditionTagPresent ConditionKind = 6
+	// ConditionTagAbsent: the record exists and doesn't have the tag. The operand is its name.
+	ConditionTagAbsent ConditionKind = 7
 )
 
 // Condition is one decoded condition; Operand is a view.
@@ -42,6 +50,15 @@ func AppendExtCondition(dst []byte, kind ConditionKind, operand []byte) []byte {
 	return append(dst, operand...)
 }
 
+// AppendExtTagCondition appends a ConditionTag. REQUIRES: name and value are those of a tag, see AppendExtTag.
+func AppendExtTagCondition(dst []byte, name, value string) []byte {
+	if len(name) > 255 {
+		lengthBug("tag name", len(name))
+	}
+	dst = append(appendExtHead(dst, ExtCondition, 2+len(name)+len(value)), byte(ConditionTag), byte(len(name)))
+	return append(append(dst, name...), value...)
+}
+
 // DecodeCondition reads the value of an ExtCondition element.
 func DecodeCondition(v []byte) (Condition, error) {
 	if len(v) < 1 {
@@ -60,6 +77,15 @@ func DecodeCondition(v []byte) (Condition, error) {
 	case ConditionValue:
 		if len(c.Operand) > ConditionValueBytesMax {
 			return Condition{}, fmt.Errorf("%w: condition value of %d bytes, at most %d", ErrCorrupt, len(c.Operand), ConditionValueBytesMax)
+		}
+	case ConditionTag:
+		name, value, err := SplitTag(c.Operand)
+		if err != nil || !validTagName(name) || len(value) > TagValueBytesMax || !utf8.Valid(value) {
+			return Condition{}, fmt.Errorf("%w: condition on a tag that no record can have", ErrCorrupt)
+		}
+	case ConditionTagPresent, ConditionTagAbsent:
+		if !validTagName(c.Operand) {
+			return Condition{}, fmt.Errorf("%w: condition on a tag that no record can have", ErrCorrupt)
 		}
 	default:
 		return Condition{}, fmt.Errorf("%w: unknown condition %d", ErrCorrupt, c.Kind)

@@ -16,6 +16,18 @@ func FuzzFixedForms(f *testing.F) {
 		if v, ok := DecodeVersion(b); ok != (len(b) == VersionBytes) || ok && !bytes.Equal(AppendVersion(nil, v), b) {
 			t.Fatalf("%x: %d, %v", b, v, ok)
 		}
+		if n, ok := DecodeIncrement(b); ok != (len(b) == IncrementBytes) || ok && !bytes.Equal(AppendIncrement(nil, n), b) {
+			t.Fatalf("%x: %d, %v", b, n, ok)
+		}
+		if v, n, ok := DecodeCounter(b); ok != (len(b) == CounterBytes) || ok && !bytes.Equal(AppendCounter(nil, v, n), b) {
+			t.Fatalf("%x: %d, %d, %v", b, v, n, ok)
+		}
+		if id, n, ok := DecodeCredit(b); ok != (len(b) == CreditBytes) || ok && !bytes.Equal(AppendCredit(nil, id, n), b) {
+			t.Fatalf("%x: %d, %d, %v", b, id, n, ok)
+		}
+		if l, err := DecodeLevel(b); (err == nil) != (len(b) == LevelBytes) || err == nil && !bytes.Equal(AppendLevel(nil, l), b) {
+			t.Fatalf("%x: %d, %v", b, l, err)
+		}
 		// Any number may stand where a status or an opcode is: it has a name and a class, and no class but a known one.
 		if s := Status(n); s.String() == "" || s.Info().Message == "" && s.Class() == ClassRefused {
 			t.Fatalf("status %d: %q, %+v", n, s, s.Info())

@@ -24,8 +24,10 @@ const (
 	ExtEncoding    ExtType = 15 // printable ASCII
 	ExtChecksum    ExtType = 17 // u64 xxhash64 of the value
 	ExtMinRevision ExtType = 19 // u64: the answer must reflect at least this revision
-	ExtAtRevision  ExtType = 21 // u64: read the past at this revision; not for SCAN
+	ExtAtRevision  ExtType = 21 // u64: read the past at this revision
 	ExtMaxAge      ExtType = 23 // u64 milliseconds: a stale answer may be no older than this
+	ExtCompress    ExtType = 25 // u8 Codec (s2, zstd or lz4; 0 never): how the store is to compress the value, if that pays
+	ExtHistory     ExtType = 29 // 16 bytes: the history that the revision of a watch belongs to; in answers of a watch the store's
 )
 
 // Values of ExtConsistency.
@@ -71,9 +73,9 @@ type extSet uint64
 
 const (
 	// extsSteering are elements that steer a request as a whole; they have no place in an item of a group.
-	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge
+	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge | 1<<ExtHistory
 	// extsPut belong to a put, extsMutation also to deletes and other operations under a condition.
-	extsPut      extSet = 1<<ExtTTL | 1<<ExtTag | 1<<ExtContentType | 1<<ExtEncoding | 1<<ExtChecksum
+	extsPut      extSet = 1<<ExtTTL | 1<<ExtTag | 1<<ExtContentType | 1<<ExtEncoding | 1<<ExtChecksum | 1<<ExtCompress
 	extsMutation extSet = extsPut | 1<<ExtCondition
 	extsRepeat   extSet = 1<<ExtCondition | 1<<ExtTag
 	// extsHello are the elements that stand at most once in HELLO and its answer. Ignorable elements that
@@ -85,14 +87,16 @@ const (
 // extsOf gives the elements that a request with this opcode may carry.
 func extsOf(op Opcode) extSet {
 	switch op {
-	case OpGet, OpExists, OpMultiGet:
+	case OpGet, OpExists, OpMultiGet, OpScan: // the later pages of a listing take their revision from the cursor
 		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge
-	case OpScan: // the revision of its pages is in the cursor
-		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtMaxAge
 	case OpPut:
 		return 1<<ExtNamespace | 1<<ExtSession | extsMutation
 	case OpDelete:
 		return 1<<ExtNamespace | 1<<ExtSession | 1<<ExtCondition
+	case OpTouch, OpIncrement:
+		return 1<<ExtNamespace | 1<<ExtSession | 1<<ExtCondition | 1<<ExtTTL
+	case OpWatch:
+		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtHistory
 	case OpBatch, OpTxn:
 		return 1<<ExtNamespace | 1<<ExtSession
 	case OpSessionClose:

@@ -128,7 +128,7 @@ func FuzzFrame(f *testing.F) {
 			t.Fatal(err)
 		}
 		switch r.Op {
-		case OpPut, OpDelete:
+		case OpPut, OpDelete, OpTouch, OpIncrement:
 			checkMutationViews(t, r.Op, r.Ext)
 		case OpBatch, OpTxn, OpMultiGet:
 			_, n, items, err := DecodeGroup(r.Payload)
@@ -268,7 +268,7 @@ func FuzzScanRequest(f *testing.F) {
 		if s.Limit == 0 || s.Limit > ScanLimitMax || s.BytesMax == 0 || s.BytesMax > ScanBytesMax {
 			t.Fatalf("limits %d, %d", s.Limit, s.BytesMax)
 		}
-		for _, v := range [][]byte{s.Prefix, s.Start, s.End, s.Cursor} {
+		for _, v := range [][]byte{s.Prefix, s.Start, s.End, s.Cursor, s.Delimiter} {
 			within(t, "text", b, v)
 		}
 		c := AppendScanRequest(nil, &s)
@@ -289,6 +289,80 @@ func FuzzScanPage(f *testing.F) {
 		within(t, "cursor", b, p.Cursor)
 		if ScanPageHeaderBytes+len(p.Items)+len(p.Cursor) != len(b) || p.Count*ItemHeaderBytes > len(p.Items) {
 			t.Fatalf("%+v in %d bytes", p, len(b))
+		}
+	})
+}
+
+func FuzzWatchRequest(f *testing.F) {
+	seed(f, goldenPayload)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var w, again WatchRequest
+		if ref := DecodeWatchRequest(b, &w); ref != nil {
+			return
+		}
+		if w.Credit == 0 || w.Credit > StreamCreditMax || w.ProgressMs < ProgressMsMin || w.ProgressMs > ProgressMsMax {
+			t.Fatalf("credit %d, progress %d", w.Credit, w.ProgressMs)
+		}
+		for _, v := range [][]byte{w.Prefix, w.Start, w.End} {
+			within(t, "text", b, v)
+		}
+		c := AppendWatchRequest(nil, &w)
+		if ref := DecodeWatchRequest(c, &again); ref != nil || !bytes.Equal(AppendWatchRequest(nil, &again), c) || !bytes.Equal(c[12:], b[12:]) {
+			t.Fatalf("%+v comes back as %+v, %v", w, again, ref)
+		}
+		// What covers a key is the same as three comparisons.
+		for _, key := range [][]byte{w.Prefix, w.Start, w.End, append(bytes.Clone(w.Prefix), 0), append(bytes.Clone(w.Start), 0)} {
+			want := bytes.HasPrefix(key, w.Prefix) && bytes.Compare(key, w.Start) >= 0 && (len(w.End) == 0 || bytes.Compare(key, w.End) < 0)
+			if w.Flags&WatchKey != 0 {
+				want = bytes.Equal(key, w.Start)
+			}
+			if w.Covers(key) != want {
+				t.Fatalf("%+v covers %q: %v", w, key, !want)
+			}
+		}
+	})
+}
+
+func FuzzEventBatch(f *testing.F) {
+	seed(f, goldenPayload)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var batch EventBatch
+		if err := DecodeEventBatch(b, &batch); err != nil {
+			return
+		}
+		again := AppendEventBatchHeader(nil, batch.Revision, batch.Count)
+		events := batch.Events
+		for range batch.Count {
+			var e Event
+			var err error
+			if events, err = NextEvent(events, &e); err != nil {
+				return
+			}
+			for _, v := range [][]byte{e.Ext, e.Key, e.Value, e.PreviousExt, e.Previous} {
+				within(t, "part", b, v)
+			}
+			n := len(again)
+			if again = AppendEvent(again, &e); len(again)-n != e.Bytes() {
+				t.Fatalf("event of %d bytes says %d", len(again)-n, e.Bytes())
+			}
+		}
+		if !bytes.Equal(append(again, events...), b) {
+			t.Fatal("the events do not come back")
+		}
+	})
+}
+
+func FuzzNamespaceChange(f *testing.F) {
+	for _, n := range namespaceChanges {
+		f.Add(AppendNamespaceChange(nil, &n))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var n NamespaceChange
+		if DecodeNamespaceChange(b, &n) != nil {
+			return
+		}
+		if !bytes.Equal(AppendNamespaceChange(nil, &n), b) {
+			t.Fatalf("%+v does not come back", n)
 		}
 	})
 }

@@ -141,7 +141,7 @@ func checkGroup(op Opcode, payload []byte) (int, *Refusal) {
 // checkItem validates one item of a batch or transaction.
 func checkItem(group Opcode, it *Item) *Refusal {
 	switch {
-	case it.Op == OpPut || it.Op == OpDelete:
+	case it.Op.IsMutation():
 	case group == OpTxn && (it.Op == OpGet || it.Op == OpCheck):
 	default:
 		return refuse(StatusBadRequest, "%s can't stand in a %s", it.Op, group)

@@ -163,8 +163,12 @@ func TestScanRequest_LimitsAndDefaults(t *testing.T) {
 		{"defaults", ScanRequest{}, StatusOK, ScanLimitDefault, ScanBytesDefault},
 		{"greedy", ScanRequest{Limit: 1<<32 - 1, BytesMax: 1<<32 - 1}, StatusOK, ScanLimitMax, ScanBytesMax},
 		{"modest", ScanRequest{Limit: 1, BytesMax: 1}, StatusOK, 1, 1},
-		{"all flags", ScanRequest{Flags: ScanReverse | ScanKeysOnly}, StatusOK, ScanLimitDefault, ScanBytesDefault},
-		{"unknown flag", ScanRequest{Flags: 4}, StatusUnsupported, 0, 0},
+		{"all flags", ScanRequest{Flags: ScanReverse | ScanKeysOnly | ScanCount | ScanStream}, StatusOK, ScanLimitDefault, ScanBytesDefault},
+		{"unknown flag", ScanRequest{Flags: 16}, StatusUnsupported, 0, 0},
+		{"longest delimiter", ScanRequest{Delimiter: b(ScanDelimiterBytesMax)}, StatusOK, ScanLimitDefault, ScanBytesDefault},
+		{"longer delimiter", ScanRequest{Delimiter: b(ScanDelimiterBytesMax + 1)}, StatusTooLarge, 0, 0},
+		{"delimiter not UTF-8", ScanRequest{Delimiter: []byte{0xff}}, StatusBadRequest, 0, 0},
+		{"count with a delimiter", ScanRequest{Flags: ScanCount, Delimiter: []byte("/")}, StatusBadRequest, 0, 0},
 		{"longest bounds", ScanRequest{Prefix: b(KeyBytesMax), Start: b(KeyBytesMax), End: b(KeyBytesMax), Cursor: b(CursorBytesMax)}, StatusOK, ScanLimitDefault, ScanBytesDefault},
 		{"longer prefix", ScanRequest{Prefix: b(KeyBytesMax + 1)}, StatusTooLarge, 0, 0},
 		{"longer start", ScanRequest{Start: b(KeyBytesMax + 1)}, StatusTooLarge, 0, 0},
@@ -178,12 +182,12 @@ func TestScanRequest_LimitsAndDefaults(t *testing.T) {
 		var got ScanRequest
 		if ref := DecodeScanRequest(payload, &got); ref == nil {
 			if got.Limit != c.n || got.BytesMax != c.m || got.Flags != c.s.Flags || !bytes.Equal(got.Prefix, c.s.Prefix) ||
-				!bytes.Equal(got.Start, c.s.Start) || !bytes.Equal(got.End, c.s.End) || !bytes.Equal(got.Cursor, c.s.Cursor) {
+				!bytes.Equal(got.Start, c.s.Start) || !bytes.Equal(got.End, c.s.End) || !bytes.Equal(got.Cursor, c.s.Cursor) || !bytes.Equal(got.Delimiter, c.s.Delimiter) {
 				t.Errorf("%s: %+v", c.name, got)
 			}
 		}
 	}
-	whole := AppendScanRequest(nil, &ScanRequest{Prefix: []byte("p"), Cursor: []byte("c")})
+	whole := AppendScanRequest(nil, &ScanRequest{Prefix: []byte("p"), Cursor: []byte("c"), Delimiter: []byte("d")})
 	for n := range whole {
 		if ref := DecodeScanRequest(whole[:n], &ScanRequest{}); statusOf(ref) != StatusBadRequest {
 			t.Errorf("%d of %d bytes: %v", n, len(whole), ref)
@@ -192,7 +196,7 @@ func TestScanRequest_LimitsAndDefaults(t *testing.T) {
 	if ref := DecodeScanRequest(append(whole, 0), &ScanRequest{}); statusOf(ref) != StatusBadRequest {
 		t.Errorf("a byte more: %v", ref)
 	}
-	for at := 1; at < 4; at++ {
+	for at := 2; at < 4; at++ {
 		lie := AppendScanRequest(nil, &ScanRequest{})
 		lie[at] = 1
 		if ref := DecodeScanRequest(lie, &ScanRequest{}); statusOf(ref) != StatusUnsupported {

@@ -52,7 +52,7 @@ const (
 	FeatureCRC         Features = 1 << 0 // every frame carries a checksum
 	FeatureCompression Features = 1 << 1 // frames may be compressed with the agreed codec
 	FeatureSessions    Features = 1 << 2
-	FeatureWatch       Features = 1 << 3 // reserved
+	FeatureWatch       Features = 1 << 3 // watches and streamed listings
 )
 
 // Hello is the body of the first frame of a client (request id 0), in its extension block.

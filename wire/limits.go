@@ -56,6 +56,11 @@ const (
 	EncodingBytesMax    = 64
 	// NamespaceBytesMax is the longest name of a namespace.
 	NamespaceBytesMax = 128
+	// NamespacesMax bounds the namespaces of a group, those that are being removed included: each node holds them in
+	// memory. It belongs to the behaviour level.
+	NamespacesMax = 4096
+	// PurgeMax bounds the records that one entry removes from a dropped namespace. It belongs to the behaviour level.
+	PurgeMax = 4096
 	// TTLMsMax is the longest time to live: 100 years, so that deadlines never overflow.
 	TTLMsMax = 100 * 366 * 24 * 3600 * 1000
 
@@ -68,6 +73,18 @@ const (
 	ScanBytesDefault = 1 << 20
 	// CursorBytesMax bounds an opaque cursor.
 	CursorBytesMax = KeyBytesMax + 128
+
+	// StreamCreditDefault is the credit, in bytes of payload, that a watch or a streamed listing starts with when its
+	// request names none, StreamCreditMax the most that it holds.
+	StreamCreditDefault = 1 << 20
+	StreamCreditMax     = 64 << 20
+	// EventBytesMax bounds the payload of one frame of events unless it holds a single event.
+	EventBytesMax = 256 << 10
+	// ProgressMsDefault is how often a watch without events tells how far it has come, in milliseconds;
+	// ProgressMsMin and ProgressMsMax bound what a request may ask for.
+	ProgressMsDefault = 5_000
+	ProgressMsMin     = 100
+	ProgressMsMax     = 60_000
 
 	// SessionWindow is how far a session's sequence numbers may run ahead of its acknowledgement floor:
 	// the answers that the state machine keeps for a session are at most this many.

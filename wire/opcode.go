@@ -17,7 +17,8 @@ const (
 	// OpCancel asks to give up the unanswered request that its payload names (u32 id). It is never
 	// answered itself: the final answer to the named request is its effect. Its own id is 0.
 	OpCancel Opcode = 0x04
-	// OpCredit is reserved: it will return flow-control credit of watches.
+	// OpCredit returns credit to a stream: its payload is u32 request id | u32 bytes. It is never answered; its own
+	// id is 0. See WatchRequest.Credit.
 	OpCredit Opcode = 0x05
 	// OpStatus answers with a JSON document about the cluster as the asked node sees it or, when its payload
 	// is StatusLocal, about that node alone.
@@ -41,19 +42,28 @@ const (
 	OpDelete Opcode = 0x21
 	OpBatch  Opcode = 0x22
 	OpTxn    Opcode = 0x23
+	// OpTouch sets the time to live of a record that is there, or takes it away, and leaves all else as it is. The
+	// record gets a new version.
+	OpTouch Opcode = 0x24
+	// OpIncrement adds its payload (i64) to a value that is a whole number in decimal digits; an absent record counts
+	// as 0. See AppendIncrement.
+	OpIncrement Opcode = 0x25
 
 	OpSessionOpen  Opcode = 0x30
 	OpSessionClose Opcode = 0x31
 
-	// OpWatch and OpEvent are reserved for the change feed.
+	// OpWatch asks for the changes of a range of keys as they happen, in frames with FlagMore; see WatchRequest.
 	OpWatch Opcode = 0x40
-	OpEvent Opcode = 0x41
 
 	// Those from OpExpire on occur only in log entries; a client that sends one gets StatusUnknownOp.
 	OpExpire  Opcode = 0x50
 	OpInit    Opcode = 0x51
 	OpMember  Opcode = 0x52
 	OpRecover Opcode = 0x53
+	// OpLevel raises the behaviour level of the state machine; see AppendLevel.
+	OpLevel Opcode = 0x54
+	// OpNamespace creates or changes a namespace, or removes some of its records; see NamespaceChange.
+	OpNamespace Opcode = 0x55
 )
 
 // StatusLocal is the payload of an OpStatus that asks about the asked node alone: nodes ask each other so.
@@ -96,14 +106,16 @@ func (o Opcode) String() string {
 		return "batch"
 	case OpTxn:
 		return "txn"
+	case OpTouch:
+		return "touch"
+	case OpIncrement:
+		return "increment"
 	case OpSessionOpen:
 		return "session_open"
 	case OpSessionClose:
 		return "session_close"
 	case OpWatch:
 		return "watch"
-	case OpEvent:
-		return "event"
 	case OpExpire:
 		return "expire"
 	case OpInit:
@@ -112,6 +124,10 @@ func (o Opcode) String() string {
 		return "member"
 	case OpRecover:
 		return "recover"
+	case OpLevel:
+		return "level"
+	case OpNamespace:
+		return "namespace"
 	}
 	return "op_0x" + strconv.FormatUint(uint64(o), 16)
 }
@@ -119,15 +135,20 @@ func (o Opcode) String() string {
 // IsWrite reports whether a client's request with this opcode goes through the log.
 func (o Opcode) IsWrite() bool {
 	switch o {
-	case OpPut, OpDelete, OpBatch, OpTxn, OpSessionOpen, OpSessionClose:
+	case OpPut, OpDelete, OpBatch, OpTxn, OpTouch, OpIncrement, OpSessionOpen, OpSessionClose:
 		return true
 	}
 	return false
 }
 
+// IsMutation reports whether o changes one key: it may stand alone, in a batch and in a transaction.
+func (o Opcode) IsMutation() bool {
+	return o == OpPut || o == OpDelete || o == OpTouch || o == OpIncrement
+}
+
 // requestable reports whether a client may ask for o once its connection is open.
 func (o Opcode) requestable() bool {
-	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpStatus || o == OpAdmin || o == OpReadIndex
+	return o.IsRead() || o.IsWrite() || o == OpPing || o == OpCancel || o == OpCredit || o == OpStatus || o == OpAdmin || o == OpReadIndex || o == OpWatch
 }
 
 // IsRead reports whether a client's request with this opcode reads the state without the log.

@@ -39,6 +39,7 @@ type Request struct {
 	Floor       uint64
 	MinRevision Revision
 	AtRevision  Revision
+	History     []byte // empty, or 16 bytes
 
 	// Set by the door; see Token.
 	Cost  uint32
@@ -110,7 +111,7 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 	if h.Flags&FlagQuiet != 0 && r.Op != OpPut && r.Op != OpDelete {
 		return refuse(StatusBadRequest, "only put and delete may be quiet, not %s", r.Op)
 	}
-	if h.ID == 0 && r.Op != OpPing && r.Op != OpCancel {
+	if h.ID == 0 && r.Op != OpPing && r.Op != OpCancel && r.Op != OpCredit {
 		return refuse(StatusBadRequest, "request id 0 stands for the connection; %s needs another", r.Op)
 	}
 	var err error
@@ -121,7 +122,7 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 		return ref
 	}
 	switch r.Op {
-	case OpGet, OpExists, OpDelete, OpPut:
+	case OpGet, OpExists, OpDelete, OpPut, OpTouch, OpIncrement:
 		if ref := checkKey(r.Key); ref != nil {
 			return ref
 		}
@@ -146,7 +147,7 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 		if len(r.Payload) != 0 {
 			return refuse(StatusBadRequest, "%s takes no payload", r.Op)
 		}
-	case OpPut, OpDelete:
+	case OpPut, OpDelete, OpTouch, OpIncrement:
 		r.Items = 1
 		return CheckMutation(r.Op, r.Ext, r.Payload)
 	case OpBatch, OpTxn:
@@ -168,6 +169,13 @@ func ParseRequest(h *Header, body []byte, r *Request) *Refusal {
 		if len(r.Payload) != 4 {
 			return refuse(StatusBadRequest, "cancel names one request id (4 bytes), not %d bytes", len(r.Payload))
 		}
+	case OpCredit:
+		if _, _, ok := DecodeCredit(r.Payload); !ok {
+			return refuse(StatusBadRequest, "credit names one request id and its bytes (8 bytes), not %d bytes", len(r.Payload))
+		}
+	case OpWatch:
+		var w WatchRequest
+		return DecodeWatchRequest(r.Payload, &w)
 	case OpSessionClose:
 		if r.Session == 0 {
 			return refuse(StatusBadRequest, "session_close names its session in the session element")
@@ -240,6 +248,11 @@ func (r *Request) parseExt() *Refusal {
 			if r.Session == 0 || (r.Seq <= r.Floor && r.Op != OpSessionClose) {
 				return refuse(StatusBadRequest, "session %d with sequence %d and floor %d: none is 0 but the floor, and the sequence is above the floor", r.Session, r.Seq, r.Floor)
 			}
+		case ExtHistory:
+			if len(v) != 16 {
+				return refuse(StatusBadRequest, "history of %d bytes, not 16", len(v))
+			}
+			r.History = v
 		case ExtMinRevision, ExtAtRevision:
 			if len(v) != 8 {
 				return refuse(StatusBadRequest, "revision of %d bytes, not 8", len(v))
@@ -270,6 +283,11 @@ type Mutation struct {
 	Conditions  int // number of ExtCondition elements, read one by one with NextCondition
 	// Kept counts the bytes of the elements that are stored with the value.
 	Kept int
+	// Compress is how the store is to compress the value; HasCompress: its namespace doesn't decide.
+	Compress    Codec
+	HasCompress bool
+	// Level is the behaviour level that the mutation needs: at a lower one it is refused with StatusUnsupported.
+	Level uint16
 }
 
 // DecodeMutation reads and checks the elements of a mutation. Elements that steer a request (session,
@@ -282,7 +300,10 @@ func DecodeMutation(op Opcode, ext []byte, m *Mutation) *Refusal {
 
 // decodeMutation is DecodeMutation with the elements that it passes over besides ignorable ones.
 func decodeMutation(op Opcode, ext []byte, m *Mutation, passed extSet) *Refusal {
-	*m = Mutation{}
+	*m = Mutation{Level: 1}
+	if op == OpTouch || op == OpIncrement {
+		m.Level = 2
+	}
 	tags, tagBefore, seen := 0, []byte(nil), extSet(0)
 	for len(ext) > 0 {
 		size := len(ext)
@@ -293,7 +314,7 @@ func decodeMutation(op Opcode, ext []byte, m *Mutation, passed extSet) *Refusal 
 		ext = rest
 		size -= len(rest)
 		bit := extSet(1) << t
-		if bit&extsPut != 0 && op != OpPut {
+		if bit&extsPut != 0 && op != OpPut && !(t == ExtTTL && (op == OpTouch || op == OpIncrement)) {
 			return refuse(StatusBadRequest, "element %d belongs to a put, not to a %s", t, op)
 		}
 		if bit&seen&^extsRepeat != 0 {
@@ -313,8 +334,12 @@ func decodeMutation(op Opcode, ext []byte, m *Mutation, passed extSet) *Refusal 
 			if len(v) > 1+ConditionValueBytesMax && ConditionKind(v[0]) == ConditionValue {
 				return refuseLimit(ConditionValueBytesMax, "condition with a value of %d bytes; at most %d", len(v)-1, ConditionValueBytesMax)
 			}
-			if _, err := DecodeCondition(v); err != nil {
+			c, err := DecodeCondition(v)
+			if err != nil {
 				return refuse(StatusBadRequest, "malformed condition")
+			}
+			if c.Kind > ConditionValue {
+				m.Level = 2
 			}
 			if m.Conditions++; m.Conditions > ConditionsMax {
 				return refuseLimit(ConditionsMax, "more than %d conditions on one operation", ConditionsMax)
@@ -359,6 +384,11 @@ func decodeMutation(op Opcode, ext []byte, m *Mutation, passed extSet) *Refusal 
 				return refuse(StatusBadRequest, "checksum of %d bytes, not 8", len(v))
 			}
 			m.Checksum, m.HasChecksum = binary.LittleEndian.Uint64(v), true
+		case ExtCompress:
+			if len(v) != 1 || Codec(v[0]) > CodecLZ4 {
+				return refuse(StatusBadRequest, "compress is one byte: 0 (never), 1 (s2), 2 (zstd) or 3 (lz4)")
+			}
+			m.Compress, m.HasCompress, m.Level = Codec(v[0]), true, 2
 		default:
 			switch {
 			case bit&passed != 0:
@@ -420,6 +450,12 @@ func CheckMutation(op Opcode, ext, value []byte) *Refusal {
 
 // checkValue validates the value that stands beside m in an operation.
 func (m *Mutation) checkValue(op Opcode, value []byte) *Refusal {
+	if op == OpIncrement {
+		if _, ok := DecodeIncrement(value); !ok {
+			return refuse(StatusBadRequest, "increment takes a delta of 8 bytes, not %d", len(value))
+		}
+		return nil
+	}
 	if op != OpPut && len(value) != 0 {
 		return refuse(StatusBadRequest, "%s takes no value", op)
 	}

@@ -92,7 +92,7 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"ignorable element on a read", OpGet, ext(raw(0), raw(200, 1)), StatusOK},
 		{"element of an answer", OpGet, ext(u64(ExtRevision, 1)), StatusOK},
 		{"critical element", OpPut, ext(raw(201)), StatusUnsupported},
-		{"critical element on a read", OpGet, ext(raw(25)), StatusUnsupported},
+		{"critical element on a read", OpGet, ext(raw(99)), StatusUnsupported},
 		{"critical element of HELLO", OpPut, ext(raw(ExtClusterID, make([]byte, 16)...)), StatusUnsupported},
 		{"reserved credentials", OpGet, ext(raw(ExtAuth)), StatusUnsupported},
 
@@ -127,7 +127,7 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"minimum revision", OpScan, ext(u64(ExtMinRevision, 1)), StatusOK},
 		{"minimum revision of a write", OpDelete, ext(u64(ExtMinRevision, 1)), StatusBadRequest},
 		{"past revision", OpExists, ext(u64(ExtAtRevision, 1)), StatusOK},
-		{"past revision of a listing", OpScan, ext(u64(ExtAtRevision, 1)), StatusBadRequest},
+		{"past revision of a listing", OpScan, ext(u64(ExtAtRevision, 1)), StatusOK},
 		{"past revision of a MULTIGET", OpMultiGet, ext(u64(ExtAtRevision, 1)), StatusOK},
 		{"revision of 7 bytes", OpGet, ext(raw(ExtAtRevision, 1, 2, 3, 4, 5, 6, 7)), StatusBadRequest},
 
@@ -198,13 +198,42 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"checksum of 4 bytes", OpPut, ext(raw(ExtChecksum, 1, 2, 3, 4)), StatusBadRequest},
 		{"checksum twice", OpPut, ext(u64(ExtChecksum, Checksum([]byte("value"))), u64(ExtChecksum, 1)), StatusBadRequest},
 		{"checksum of a delete", OpDelete, ext(u64(ExtChecksum, Checksum(nil))), StatusBadRequest},
+
+		{"compress", OpPut, ext(raw(ExtCompress, byte(CodecLZ4))), StatusOK},
+		{"compress never", OpPut, ext(raw(ExtCompress, 0)), StatusOK},
+		{"compress by an unknown codec", OpPut, ext(raw(ExtCompress, 4)), StatusBadRequest},
+		{"compress of two bytes", OpPut, ext(raw(ExtCompress, 1, 1)), StatusBadRequest},
+		{"compress twice", OpPut, ext(raw(ExtCompress, 1), raw(ExtCompress, 1)), StatusBadRequest},
+		{"compress a delete", OpDelete, ext(raw(ExtCompress, 1)), StatusBadRequest},
+		{"time to live of a touch", OpTouch, ext(u64(ExtTTL, 1)), StatusOK},
+		{"touch without one", OpTouch, nil, StatusOK},
+		{"tag of a touch", OpTouch, AppendExtTag(nil, "a", "b"), StatusBadRequest},
+		{"time to live of an increment", OpIncrement, ext(u64(ExtTTL, 1)), StatusOK},
+		{"checksum of an increment", OpIncrement, ext(u64(ExtChecksum, 1)), StatusBadRequest},
+		{"condition of an increment", OpIncrement, AppendExtCondition(nil, ConditionExists, nil), StatusOK},
+		{"condition on a tag", OpPut, AppendExtTagCondition(nil, "team", "math"), StatusOK},
+		{"condition on a tag with a bad name", OpPut, AppendExtTagCondition(nil, "Team", "math"), StatusBadRequest},
+		{"condition on a tag without a name", OpPut, AppendExtCondition(nil, ConditionTag, nil), StatusBadRequest},
+		{"condition on a tag with a long value", OpPut, AppendExtTagCondition(nil, "a", strings.Repeat("v", TagValueBytesMax+1)), StatusBadRequest},
+		{"condition on a tag that is there", OpPut, AppendExtCondition(nil, ConditionTagPresent, []byte("team")), StatusOK},
+		{"condition on a tag that is absent", OpDelete, AppendExtCondition(nil, ConditionTagAbsent, []byte("team")), StatusOK},
+		{"condition on an absent tag without a name", OpDelete, AppendExtCondition(nil, ConditionTagAbsent, nil), StatusBadRequest},
+		{"unknown condition", OpPut, AppendExtCondition(nil, 8, nil), StatusBadRequest},
+		{"history of a watch", OpWatch, ext(raw(ExtHistory, make([]byte, 16)...)), StatusOK},
+		{"history of 4 bytes", OpWatch, ext(raw(ExtHistory, 1, 2, 3, 4)), StatusBadRequest},
+		{"history of a get", OpGet, ext(raw(ExtHistory, make([]byte, 16)...)), StatusBadRequest},
+		{"session of a watch", OpWatch, AppendExtSession(nil, 1, 2, 1), StatusBadRequest},
 	} {
 		key, payload := []byte(nil), []byte(nil)
 		switch c.op {
 		case OpPut:
 			key, payload = []byte("k"), []byte("value")
-		case OpGet, OpExists, OpDelete:
+		case OpGet, OpExists, OpDelete, OpTouch:
 			key = []byte("k")
+		case OpIncrement:
+			key, payload = []byte("k"), AppendIncrement(nil, 1)
+		case OpWatch:
+			payload = AppendWatchRequest(nil, &WatchRequest{})
 		case OpBatch:
 			payload = goldenBatch(0)
 		case OpMultiGet:
@@ -316,7 +345,21 @@ func TestParseRequest_Header(t *testing.T) {
 		{"operation of the log", Header{Op: OpExpire, ID: 1}, nil, []byte{1, 0, 0, 0}, StatusUnknownOp},
 		{"second HELLO", Header{Op: OpHello, ID: 1}, nil, nil, StatusUnknownOp},
 		{"check alone", Header{Op: OpCheck, ID: 1}, k, nil, StatusUnknownOp},
-		{"watch", Header{Op: OpWatch, ID: 1}, nil, nil, StatusUnknownOp},
+		{"event", Header{Op: 0x41, ID: 1}, nil, nil, StatusUnknownOp},
+		{"watch", Header{Op: OpWatch, ID: 1}, nil, AppendWatchRequest(nil, &WatchRequest{}), StatusOK},
+		{"watch of nothing", Header{Op: OpWatch, ID: 1}, nil, nil, StatusBadRequest},
+		{"watch with a key", Header{Op: OpWatch, ID: 1}, k, AppendWatchRequest(nil, &WatchRequest{}), StatusBadRequest},
+		{"credit", Header{Op: OpCredit}, nil, AppendCredit(nil, 1, 2), StatusOK},
+		{"credit of four bytes", Header{Op: OpCredit}, nil, k, StatusBadRequest},
+		{"touch", Header{Op: OpTouch, ID: 1}, k, nil, StatusOK},
+		{"touch without a key", Header{Op: OpTouch, ID: 1}, nil, nil, StatusBadKey},
+		{"touch with a value", Header{Op: OpTouch, ID: 1}, k, k, StatusBadRequest},
+		{"quiet touch", Header{Op: OpTouch, ID: 1, Flags: FlagQuiet}, k, nil, StatusBadRequest},
+		{"increment", Header{Op: OpIncrement, ID: 1}, k, AppendIncrement(nil, -1), StatusOK},
+		{"increment by nothing", Header{Op: OpIncrement, ID: 1}, k, nil, StatusBadRequest},
+		{"increment by nine bytes", Header{Op: OpIncrement, ID: 1}, k, make([]byte, 9), StatusBadRequest},
+		{"level", Header{Op: OpLevel, ID: 1}, nil, nil, StatusUnknownOp},
+		{"namespace", Header{Op: OpNamespace, ID: 1}, nil, nil, StatusUnknownOp},
 		{"flag 6", Header{Op: OpGet, ID: 1, Flags: FlagMustUnderstand1}, k, nil, StatusUnsupported},
 		{"flag 7", Header{Op: OpGet, ID: 1, Flags: FlagMustUnderstand2}, k, nil, StatusUnsupported},
 		{"an answer", Header{Op: OpGet, ID: 1, Flags: FlagResponse}, k, nil, StatusBadRequest},

@@ -22,7 +22,9 @@ type Response struct {
 	Status Status
 	// Replayed: see Result.Replayed.
 	Replayed bool
-	Ext      []byte
+	// More: other frames of this answer follow; see FlagMore. Set by Pusher.Push alone.
+	More bool
+	Ext  []byte
 	// Payload depends on operation and status: for ClassResult what the operation defines, otherwise a
 	// text for people (empty: the text of the status table).
 	Payload []byte
@@ -34,6 +36,27 @@ type Completer interface {
 	// on, from any goroutine; it copies what it keeps and never blocks.
 	Complete(t Token, r *Response)
 }
+
+// Pusher is a Completer that takes answers of several frames. A door that serves streams implements it.
+type Pusher interface {
+	Completer
+	// Push queues a frame of the answer to t that is not its last: r.More is taken as set. It reports PushOK; or
+	// PushFull when so much waits to be written that nothing was queued, whereupon Handler.Writable will be called
+	// once there is room again; or PushGone when nobody takes answers any more, which is told only if t's connection
+	// has ended: t still wants its Complete. Any goroutine may call it, one at a time for a token; it copies what
+	// it keeps and never blocks.
+	Push(t Token, r *Response) PushResult
+}
+
+// PushResult is what became of a frame given to Pusher.Push.
+type PushResult uint8
+
+// The results of Push.
+const (
+	PushOK PushResult = iota
+	PushFull
+	PushGone
+)
 
 // ErrorResponse builds the answer for a refusal. ext is scratch space for its extension block.
 func ErrorResponse(ref *Refusal, ext []byte) Response {
@@ -124,6 +147,9 @@ func AppendResponse(dst []byte, t Token, r *Response, crc bool, serverUs uint32)
 	}
 	if r.Replayed {
 		f |= FlagReplayed
+	}
+	if r.More {
+		f |= FlagMore
 	}
 	return AppendFrame(dst, Header{Op: t.Op, Flags: f, StatusOrGroup: uint16(r.Status), ID: t.ID, TimeOrTimeout: serverUs}, r.Ext, nil, r.Payload)
 }

@@ -3,20 +3,35 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"unicode/utf8"
 )
 
 // Flags of a listing.
 const (
 	ScanReverse  = 1 << 0
 	ScanKeysOnly = 1 << 1
+	// ScanCount asks how many keys there are: the page counts up to what one page looks at and holds no items. A
+	// cursor says that there are more to count.
+	ScanCount = 1 << 2
+	// ScanStream asks for all pages in one answer, in frames with FlagMore until the last, under the credit that
+	// StreamCreditDefault and OpCredit give. Limit and BytesMax bound each page.
+	ScanStream = 1 << 3
+
+	scanFlags = ScanReverse | ScanKeysOnly | ScanCount | ScanStream
 )
+
+// ScanDelimiterBytesMax bounds ScanRequest.Delimiter.
+const ScanDelimiterBytesMax = 64
 
 // ScanRequest asks for one page of a listing: the keys with Prefix that are ≥ Start and < End, in key
 // order or in reverse. Empty Prefix, Start or End do not bound. Cursor continues a listing: it holds the
 // place and the revision, while prefix, range and flags are sent again unchanged.
 //
-//	0 u8 flags, 3 × 0 | 4 u32 limit | 8 u32 bytes_max | 12 u16 prefix | 14 u16 start | 16 u16 end | 18 u16 cursor
-//	then the four texts in that order
+// With a Delimiter the keys in which it stands behind Prefix are listed once for each text up to and with its first
+// place there, as an item with OpScan, that text as its key, and neither elements nor value: one level of a hierarchy.
+//
+//	0 u8 flags | 1 u8 delimiter | 2 2 × 0 | 4 u32 limit | 8 u32 bytes_max | 12 u16 prefix | 14 u16 start | 16 u16 end | 18 u16 cursor
+//	then the four texts in that order, then the delimiter
 type ScanRequest struct {
 	Flags    uint8
 	Limit    uint32 // items; 0: ScanLimitDefault
@@ -25,13 +40,18 @@ type ScanRequest struct {
 	Start    []byte
 	End      []byte
 	Cursor   []byte
+	// Delimiter is valid UTF-8 of at most ScanDelimiterBytesMax bytes; empty: none.
+	Delimiter []byte
 }
 
 const scanHeaderBytes = 20
 
 // AppendScanRequest appends the payload of OpScan. REQUIRES: each text fits its u16; it panics otherwise.
 func AppendScanRequest(dst []byte, s *ScanRequest) []byte {
-	dst = append(dst, s.Flags, 0, 0, 0)
+	if len(s.Delimiter) > 255 {
+		lengthBug("delimiter", len(s.Delimiter))
+	}
+	dst = append(dst, s.Flags, byte(len(s.Delimiter)), 0, 0)
 	dst = binary.LittleEndian.AppendUint32(dst, s.Limit)
 	dst = binary.LittleEndian.AppendUint32(dst, s.BytesMax)
 	for _, b := range [...][]byte{s.Prefix, s.Start, s.End, s.Cursor} {
@@ -40,7 +60,7 @@ func AppendScanRequest(dst []byte, s *ScanRequest) []byte {
 	for _, b := range [...][]byte{s.Prefix, s.Start, s.End, s.Cursor} {
 		dst = append(dst, b...)
 	}
-	return dst
+	return append(dst, s.Delimiter...)
 }
 
 // DecodeScanRequest reads and checks the payload of OpScan; limits come back within their bounds, with
@@ -50,8 +70,8 @@ func DecodeScanRequest(b []byte, s *ScanRequest) *Refusal {
 		return refuse(StatusBadRequest, "scan of %d bytes", len(b))
 	}
 	*s = ScanRequest{Flags: b[0], Limit: binary.LittleEndian.Uint32(b[4:]), BytesMax: binary.LittleEndian.Uint32(b[8:])}
-	if flags := binary.LittleEndian.Uint32(b); flags&^(ScanReverse|ScanKeysOnly) != 0 {
-		return refuse(StatusUnsupported, "flags %#x of scan are not known to this version", flags)
+	if b[0]&^scanFlags != 0 || b[2]|b[3] != 0 {
+		return refuse(StatusUnsupported, "flags % x of scan are not known to this version", b[:4])
 	}
 	rest := b[scanHeaderBytes:]
 	for i, f := range [...]*[]byte{&s.Prefix, &s.Start, &s.End, &s.Cursor} {
@@ -61,8 +81,17 @@ func DecodeScanRequest(b []byte, s *ScanRequest) *Refusal {
 		}
 		*f, rest = rest[:n:n], rest[n:]
 	}
-	if len(rest) != 0 {
-		return refuse(StatusBadRequest, "%d bytes after the scan", len(rest))
+	if len(rest) != int(b[1]) {
+		return refuse(StatusBadRequest, "lengths of scan lie: %d bytes behind the cursor, the delimiter has %d", len(rest), b[1])
+	}
+	if s.Delimiter = rest; len(rest) > ScanDelimiterBytesMax {
+		return refuseLimit(ScanDelimiterBytesMax, "delimiter of %d bytes; at most %d", len(rest), ScanDelimiterBytesMax)
+	}
+	if !utf8.Valid(rest) {
+		return refuse(StatusBadRequest, "the delimiter is not valid UTF-8")
+	}
+	if len(rest) > 0 && s.Flags&ScanCount != 0 {
+		return refuse(StatusBadRequest, "a count takes no delimiter")
 	}
 	if len(s.Prefix) > KeyBytesMax || len(s.Start) > KeyBytesMax || len(s.End) > KeyBytesMax {
 		return refuseLimit(KeyBytesMax, "bounds of a scan have at most %d bytes", KeyBytesMax)
@@ -82,7 +111,7 @@ func DecodeScanRequest(b []byte, s *ScanRequest) *Refusal {
 }
 
 // ScanPageHeaderBytes is the length of what precedes the items of a page:
-// {u64 revision, u32 count, u16 cursor length, u16 0}. An empty cursor: the listing is complete.
+// {u64 revision, u32 count, u16 cursor length, u16 1 for ScanCount, else 0}. An empty cursor: the listing is complete.
 const ScanPageHeaderBytes = 16
 
 // ScanPage is a decoded page; Items stay encoded, Count of them. An item has OpGet, StatusOK, as ext
@@ -93,6 +122,13 @@ type ScanPage struct {
 	Count    int
 	Cursor   []byte
 	Items    []byte
+	Counted  int // with ScanCount: keys that were counted; Count is 0
+}
+
+// PutScanCountHeader is PutScanPageHeader for a page of a count.
+func PutScanCountHeader(b []byte, rev Revision, counted, cursor int) {
+	PutScanPageHeader(b, rev, counted, cursor)
+	b[14] = 1
 }
 
 // PutScanPageHeader writes the header of a page into b. REQUIRES: len(b) ≥ ScanPageHeaderBytes, and
@@ -113,6 +149,10 @@ func DecodeScanPage(b []byte, p *ScanPage) error {
 	n := binary.LittleEndian.Uint32(b[8:])
 	c := int(binary.LittleEndian.Uint16(b[12:]))
 	rest := b[ScanPageHeaderBytes:]
+	if b[14] == 1 && c == len(rest) {
+		*p = ScanPage{Revision: binary.LittleEndian.Uint64(b), Counted: int(n), Cursor: rest[:c:c]}
+		return nil
+	}
 	if c > len(rest) || uint64(n)*ItemHeaderBytes > uint64(len(rest)-c) {
 		return fmt.Errorf("%w: page of %d items in %d bytes", ErrCorrupt, n, len(rest))
 	}

@@ -2,8 +2,9 @@ package wire
 
 import "strconv"
 
-// Status is the outcome of a request or of one item of it. Its high nibble is the Class, so that a
-// client can act on a code that it does not know.
+// Status is the outcome of a request or of one item of it. Its high nibble tells the Class, so that a
+// client can act on a code that it does not know: 0 to 3 are the classes of that number, 4 is ClassRefused
+// once more, all above are unknown.
 type Status uint8
 
 // Class says what a status means for the caller.
@@ -64,6 +65,14 @@ const (
 	StatusSessionsTooMany Status = 0x2f
 )
 
+// More statuses of ClassRefused, whose first sixteen are given.
+const (
+	StatusQuota           Status = 0x40
+	StatusNamespaceExists Status = 0x41
+	StatusTooMany         Status = 0x42
+	StatusNotANumber      Status = 0x43
+)
+
 // Statuses of ClassUnknown.
 const (
 	StatusLeadershipLost Status = 0x30
@@ -78,8 +87,8 @@ type StatusInfo struct {
 	// Name is the constant's name on the wire's documentation, such as NOT_LEADER.
 	Name string
 	// Code is the stable code for people and for REST: "KV-" and four digits, the first being the class plus
-	// one, the others the low nibble of the status in decimal: KV-1001 is NOT_FOUND (0x01), KV-3009 BAD_KEY
-	// (0x29). For a status that this build does not know 900 is added (KV-2912 for 0x1c); such a code is for
+	// one, the others the low nibble of the status in decimal, and 16 more in the second row of ClassRefused:
+	// KV-1001 is NOT_FOUND (0x01), KV-3009 BAD_KEY (0x29), KV-3017 NAMESPACE_EXISTS (0x41). For a status that this build does not know 900 is added (KV-2912 for 0x1c); such a code is for
 	// reading, not for comparing.
 	Code string
 	// Message says what, why and what to do, for callers who get no better text.
@@ -119,6 +128,11 @@ var statusTable = [256]StatusInfo{
 	StatusDamaged:         {Name: "DAMAGED", Message: "the stored record fails its checksum; the node refuses to answer from it: see the server's log"},
 	StatusSessionsTooMany: {Name: "SESSIONS_TOO_MANY", Message: "the store holds as many sessions as it may; close clients that are not needed, or wait until idle sessions expire"},
 
+	StatusQuota:           {Name: "QUOTA_EXCEEDED", Message: "the namespace holds as many keys or bytes as its quota allows; nothing was changed: delete some, or raise the quota"},
+	StatusNamespaceExists: {Name: "NAMESPACE_EXISTS", Message: "a namespace of that name exists; nothing was changed"},
+	StatusTooMany:         {Name: "TOO_MANY", Message: "there are as many of these as there may be; nothing was changed: end or remove some first"},
+	StatusNotANumber:      {Name: "NOT_A_NUMBER", Message: "the value is not a whole number of 64 bits in decimal digits, or the sum is not; nothing was changed"},
+
 	StatusLeadershipLost: {Name: "LEADERSHIP_LOST", Message: "leadership was lost while the write was under way; it may or may not be applied"},
 	StatusTimeout:        {Name: "TIMEOUT", Message: "the deadline passed while the write was under way; it may or may not be applied"},
 	StatusShutdown:       {Name: "SHUTDOWN", Message: "the server stopped while the write was under way; it may or may not be applied"},
@@ -132,17 +146,31 @@ func init() {
 		}
 		s := Status(i)
 		statusTable[i].Status = s
-		statusTable[i].Code = "KV-" + strconv.Itoa((int(s.Class())+1)*1000+int(s&0x0f))
+		statusTable[i].Code = "KV-" + strconv.Itoa((int(s.Class())+1)*1000+int(s&0x0f)+s.row())
 	}
 }
+
+// nibbleRefused2 is the high nibble of the second sixteen statuses of ClassRefused.
+const nibbleRefused2 = 4
 
 // Class gives the meaning of s, also for codes that this build does not know; what is outside the known
 // classes counts as unknown, the only safe reading.
 func (s Status) Class() Class {
-	if c := Class(s >> 4); c < ClassUnknown {
+	switch c := Class(s >> 4); {
+	case c < ClassUnknown:
 		return c
+	case c == nibbleRefused2:
+		return ClassRefused
 	}
 	return ClassUnknown
+}
+
+// row is what the code of s adds for the place of its nibble within its class.
+func (s Status) row() int {
+	if s>>4 == nibbleRefused2 {
+		return 16
+	}
+	return 0
 }
 
 // Retryable reports whether the same request may be sent again without harm.
@@ -165,7 +193,7 @@ func (s Status) Info() StatusInfo {
 	in := statusTable[s]
 	if in.Name == "" {
 		n := strconv.Itoa(int(s))
-		return StatusInfo{Status: s, Name: "STATUS_" + n, Code: "KV-" + strconv.Itoa((int(s.Class())+1)*1000+900+int(s&0x0f)), Message: "status " + n + ", unknown to this version"}
+		return StatusInfo{Status: s, Name: "STATUS_" + n, Code: "KV-" + strconv.Itoa((int(s.Class())+1)*1000+900+int(s&0x0f)+s.row()), Message: "status " + n + ", unknown to this version"}
 	}
 	return in
 }

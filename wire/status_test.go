@@ -46,6 +46,10 @@ var statusWant = []struct {
 	{0x31, "TIMEOUT", "KV-4001", false, "unknown"},
 	{0x32, "SHUTDOWN", "KV-4002", false, "unknown"},
 	{0x33, "INTERNAL", "KV-4003", false, "unknown"},
+	{0x40, "QUOTA_EXCEEDED", "KV-3016", false, "no"},
+	{0x41, "NAMESPACE_EXISTS", "KV-3017", false, "no"},
+	{0x42, "TOO_MANY", "KV-3018", false, "no"},
+	{0x43, "NOT_A_NUMBER", "KV-3019", false, "no"},
 }
 
 func TestStatuses_TableIsAsFrozenHere(t *testing.T) {
@@ -87,11 +91,11 @@ func TestStatus_UnknownCodes_KeepTheirClass(t *testing.T) {
 	}
 	for i := range 256 {
 		s := Status(i)
-		want := []Class{ClassResult, ClassRetry, ClassRefused}
-		if c := s.Class(); i < 0x30 && c != want[i>>4] || i >= 0x30 && c != ClassUnknown {
+		want := []Class{ClassResult, ClassRetry, ClassRefused, ClassUnknown, ClassRefused}
+		if c := s.Class(); i < 0x50 && c != want[i>>4] || i >= 0x50 && c != ClassUnknown {
 			t.Errorf("status %#x has class %d", i, c)
 		}
-		if i >= 0x30 && (s.Applied() != "unknown" || s.Retryable()) {
+		if s.Class() == ClassUnknown && (s.Applied() != "unknown" || s.Retryable()) {
 			t.Errorf("status %#x: applied %s, retryable %v", i, s.Applied(), s.Retryable())
 		}
 		in := s.Info()
