@@ -17,19 +17,22 @@ import (
 // Batcher is a group-commit queue in front of one log.
 type Batcher struct {
 	// Immutable after New.
-	o Options
+	o    Options
+	seed maphash.Seed // of slot
 
 	mu   sync.Mutex
 	wake sync.Cond // of run, on mu
 	idle sync.Cond // of Close, on mu
 	// Guarded by mu.
-	queue       []*entry // closed entries, oldest first; the last one is open for more
-	queuedBytes int
+	flows       map[uint32]*flow // by namespace: those with work, and some without
+	recent      *flow            // the one asked for last
+	active      []*flow          // those with work, in the order of their turns
+	turn        int              // the place in active of the one whose turn it is
+	granted     bool             // that one has its quantum of this round
+	queuedBytes int              // of all flows
 	inFlight    int
 	largeFlying bool
 	closed      bool
-	shares      shares
-	pressure    pressure
 	spare       []*entry // entries to use again
 
 	// Owned by run.
@@ -53,7 +56,8 @@ func New(o Options) (*Batcher, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	b := &Batcher{o: o, stopped: make(chan struct{}), shares: shares{seed: maphash.MakeSeed()}}
+	b := &Batcher{o: o, seed: maphash.MakeSeed(), stopped: make(chan struct{}), recent: &flow{ns: wire.NamespaceDefault}}
+	b.flows = map[uint32]*flow{b.recent.ns: b.recent}
 	b.wake.L, b.idle.L = &b.mu, &b.mu
 	go b.run() // owned by the Batcher; ends when Close has set closed and the queue is empty
 	return b, nil
@@ -68,19 +72,21 @@ func (b *Batcher) Submit(op *wire.Op, body []byte, extLen, keyLen int, to wire.C
 	if size+wire.EntryHeaderBytes > wire.EntryBytesMax {
 		return wire.StatusTooLarge
 	}
-	slot := b.shares.slot(to)
+	slot := b.slot(to)
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
 		return wire.StatusDraining
 	}
-	if !b.admits(slot, size) {
+	f := b.flowOf(op.Namespace)
+	if !b.admits(f, slot, size) {
 		b.mu.Unlock()
 		b.stats.busy.Add(1)
 		return wire.StatusBusy
 	}
-	b.open(size).add(op, body, extLen, keyLen, waiter{to: to, token: token, deadline: deadline, slot: slot})
-	b.shares.add(slot)
+	b.open(f, size).add(op, body, extLen, keyLen, waiter{to: to, token: token, deadline: deadline, slot: slot, ns: op.Namespace})
+	f.shares.add(slot)
+	f.bytes += size
 	b.queuedBytes += size
 	b.mu.Unlock()
 	// Signalled outside the lock: run would otherwise wake only to wait for it.
@@ -88,24 +94,30 @@ func (b *Batcher) Submit(op *wire.Op, body []byte, extLen, keyLen int, to wire.C
 	return wire.StatusOK
 }
 
-// open gives the entry that takes an operation of size bytes. REQUIRES: mu held.
-func (b *Batcher) open(size int) *entry {
-	if n := len(b.queue); n > 0 {
-		e := b.queue[n-1]
+// open gives the entry of f that takes an operation of size bytes. REQUIRES: mu held.
+func (b *Batcher) open(f *flow, size int) *entry {
+	if n := len(f.queue); n > 0 {
+		e := f.queue[n-1]
 		if len(e.buf)+size <= b.o.EntryBytesTarget && len(e.waiters) < b.o.EntryOpsMax {
 			return e
 		}
 	}
-	var e *entry
-	if n := len(b.spare); n > 0 && size <= b.o.EntryBytesTarget {
-		e, b.spare = b.spare[n-1], b.spare[:n-1]
-	} else {
-		e = newEntry(wire.EntryHeaderBytes + size)
-	}
+	e := b.fresh(size)
 	e.openedAt = b.o.Now()
-	b.queue = append(b.queue, e)
-	b.judge(e.openedAt)
+	f.queue = append(f.queue, e)
+	b.activate(f)
+	b.judge(f, e.openedAt)
 	return e
+}
+
+// fresh gives an empty entry with room for an operation of size bytes. REQUIRES: mu held.
+func (b *Batcher) fresh(size int) *entry {
+	if n := len(b.spare); n > 0 && size <= b.o.EntryBytesTarget {
+		e := b.spare[n-1]
+		b.spare = b.spare[:n-1]
+		return e
+	}
+	return newEntry(wire.EntryHeaderBytes + size)
 }
 
 // recycle keeps an entry's memory for the next one. REQUIRES: mu held; the log does not hold e.buf.
@@ -123,10 +135,10 @@ func (b *Batcher) run() {
 	defer close(b.stopped)
 	for {
 		b.mu.Lock()
-		for !b.mayPropose() && !(b.closed && len(b.queue) == 0) {
+		for !b.mayPropose() && !(b.closed && len(b.active) == 0) {
 			b.wake.Wait()
 		}
-		if len(b.queue) == 0 {
+		if len(b.active) == 0 {
 			b.mu.Unlock()
 			return
 		}
@@ -137,14 +149,8 @@ func (b *Batcher) run() {
 		runtime.Gosched()
 
 		b.mu.Lock()
-		e := b.queue[0]
-		copy(b.queue, b.queue[1:])
-		b.queue[len(b.queue)-1] = nil
-		b.queue = b.queue[:len(b.queue)-1]
-		b.queuedBytes -= len(e.buf) - wire.EntryHeaderBytes
-		b.shares.drop(e.waiters)
 		now := b.o.Now()
-		b.judge(now)
+		e := b.take(now)
 		b.inFlight++
 		if b.isLarge(e) {
 			b.largeFlying = true
@@ -152,11 +158,6 @@ func (b *Batcher) run() {
 		b.mu.Unlock()
 		b.propose(e, now)
 	}
-}
-
-// mayPropose reports whether the oldest entry may go. REQUIRES: mu held.
-func (b *Batcher) mayPropose() bool {
-	return len(b.queue) > 0 && b.inFlight < b.o.InFlightMax && !(b.largeFlying && b.isLarge(b.queue[0]))
 }
 
 func (b *Batcher) isLarge(e *entry) bool { return len(e.buf) >= b.o.LargeBytes }
@@ -213,6 +214,9 @@ func (b *Batcher) done(e *entry, large bool, results []wire.Result, st wire.Stat
 		end := b.o.Bracket()
 		for i := range e.waiters {
 			w := &e.waiters[i]
+			if results[i].Status == wire.StatusQuota {
+				b.o.OverQuota(w.ns)
+			}
 			answer(&r, w.token.Op, &results[i], scratch[:0])
 			w.to.Complete(w.token, &r)
 		}
@@ -254,7 +258,7 @@ func (b *Batcher) refuse(ws []waiter, st wire.Status) {
 // answer turns the state machine's result into the answer of op. scratch backs its payload.
 func answer(r *wire.Response, op wire.Opcode, res *wire.Result, scratch []byte) {
 	*r = wire.Response{Status: res.Status, Replayed: res.Replayed, Payload: res.Payload}
-	if (op == wire.OpPut || op == wire.OpDelete) && (res.Status == wire.StatusOK || res.Status == wire.StatusNotFound) {
+	if (op == wire.OpPut || op == wire.OpDelete || op == wire.OpTouch) && (res.Status == wire.StatusOK || res.Status == wire.StatusNotFound) {
 		r.Payload = wire.AppendVersion(scratch, res.Rev)
 	}
 }
@@ -274,11 +278,11 @@ func (b *Batcher) Close(ctx context.Context) error {
 	defer stop()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for (b.inFlight > 0 || len(b.queue) > 0) && ctx.Err() == nil {
+	for (b.inFlight > 0 || len(b.active) > 0) && ctx.Err() == nil {
 		b.idle.Wait()
 	}
-	if b.inFlight > 0 || len(b.queue) > 0 {
-		return fmt.Errorf("cannot drain batcher: %d entries in flight, %d queued: %w", b.inFlight, len(b.queue), ctx.Err())
+	if b.inFlight > 0 || len(b.active) > 0 {
+		return fmt.Errorf("cannot drain batcher: %d entries in flight, %d bytes queued: %w", b.inFlight, b.queuedBytes, ctx.Err())
 	}
 	return nil
 }

@@ -33,6 +33,10 @@ type Options struct {
 	// it returns after them, so that the doors can send many answers with one wake-up.
 	Bracket func() (end func())
 
+	// OverQuota, if set, is told the namespace of each operation that the state machine refused with StatusQuota. It
+	// must not block.
+	OverQuota func(ns uint32)
+
 	// EntryBytesTarget is the size at which an entry is closed and the next begun. Default 256 KiB: an
 	// entry of that size costs one fsync about the same as a small one, while larger ones delay
 	// heartbeats and everyone's p99. An operation larger than this travels alone.
@@ -50,11 +54,12 @@ type Options struct {
 	LargeBytes int
 
 	// QueueBytesMax bounds the bytes that wait to be proposed; beyond it Submit answers StatusBusy.
-	// Default 64 MiB, at least one largest operation.
+	// Default 64 MiB, at least one largest operation. One namespace gets eight ninths of it while no other has
+	// anything waiting, and less the more others have: who has little waiting always finds room.
 	QueueBytesMax int
 
 	// QueueAgeMax bounds how long operations wait to be proposed: while the oldest of more than one entry
-	// has waited longer, Submit answers StatusBusy, and from half of it on to those senders that have more
+	// of its namespace has waited longer, Submit answers StatusBusy, and from half of it on to those senders that have more
 	// waiting than the average. Default 500 ms: what waits longer is mostly given up by its sender before it
 	// is done, and a queue that is bounded by bytes alone would hold many seconds of small writes.
 	QueueAgeMax time.Duration
@@ -87,6 +92,9 @@ func (o *Options) validate() error {
 	var errs []error
 	if o.Bracket == nil {
 		o.Bracket = func() func() { return func() {} }
+	}
+	if o.OverQuota == nil {
+		o.OverQuota = func(uint32) {}
 	}
 	if o.Proposer == nil || o.Stamp == nil || o.Now == nil {
 		errs = append(errs, errors.New("Proposer, Stamp and Now are required"))

@@ -10,20 +10,17 @@ import (
 // refused a little early, while there is more work than can be done. 1,024 counters are 4 KiB.
 const shareSlots = 1024
 
-// shares counts the queued operations of each sender, a connection, so that one that sends without pause can't
-// push the others out of a full queue.
+// shares counts the queued operations of each sender, a connection, in one namespace, so that one that sends without
+// pause can't push the others out of a full queue.
 type shares struct {
-	// Immutable.
-	seed maphash.Seed
-
 	queued [shareSlots]uint32
 	total  int // sum of queued
 	used   int // counters above 0
 }
 
 // slot gives a sender's counter.
-func (s *shares) slot(to wire.Completer) uint16 {
-	return uint16(maphash.Comparable(s.seed, to) % shareSlots)
+func (b *Batcher) slot(to wire.Completer) uint16 {
+	return uint16(maphash.Comparable(b.seed, to) % shareSlots)
 }
 
 func (s *shares) add(slot uint16) {
@@ -34,7 +31,7 @@ func (s *shares) add(slot uint16) {
 	s.total++
 }
 
-// drop takes out the operations of an entry that leaves the queue.
+// drop takes out operations that leave the queue.
 func (s *shares) drop(ws []waiter) {
 	for i := range ws {
 		q := &s.queued[ws[i].slot]
@@ -51,7 +48,7 @@ func (s *shares) fair(slot uint16) bool {
 	return int(s.queued[slot])*s.used <= s.total && s.queued[slot] < 1<<31
 }
 
-// pressure says how short room in the queue is.
+// pressure says how short room in the queue of a namespace is.
 type pressure uint8
 
 const (
@@ -64,31 +61,31 @@ const (
 // fewer, a slow disk or a few large values hold them up, and refusing some would make nothing faster.
 const agedOpsMin = 64
 
-// judge works the pressure out anew: at each entry that is opened or leaves the queue, which under load is every
+// judge works the pressure in f out anew: at each entry that is opened or leaves its queue, which under load is every
 // few milliseconds. REQUIRES: mu held.
-func (b *Batcher) judge(now int64) {
+func (b *Batcher) judge(f *flow, now int64) {
 	old := int64(0)
-	if len(b.queue) > 1 && b.shares.total >= agedOpsMin {
-		old = now - b.queue[0].openedAt
+	if len(f.queue) > 1 && f.shares.total >= agedOpsMin {
+		old = now - f.queue[0].openedAt
 	}
 	switch limit := int64(b.o.QueueAgeMax); {
 	case old > limit:
-		b.pressure = full
+		f.pressure = full
 	case old > limit/2:
-		b.pressure = tight
+		f.pressure = tight
 	default:
-		b.pressure = relaxed
+		f.pressure = relaxed
 	}
 }
 
-// admits tells whether an operation of size bytes may be queued. REQUIRES: mu held.
-func (b *Batcher) admits(slot uint16, size int) bool {
-	queued := b.queuedBytes + size
+// admits tells whether an operation of size bytes may be queued in f. REQUIRES: mu held.
+func (b *Batcher) admits(f *flow, slot uint16, size int) bool {
+	free := b.o.QueueBytesMax - b.queuedBytes
 	switch {
-	case queued > b.o.QueueBytesMax || b.pressure == full:
+	case size > free || f.bytes+size > admitFactor*free || f.pressure == full:
 		return false
-	case b.pressure == tight || queued > b.o.QueueBytesMax/2:
-		return b.shares.fair(slot)
+	case f.pressure == tight || f.bytes+size > free:
+		return f.shares.fair(slot)
 	}
 	return true
 }

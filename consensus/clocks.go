@@ -23,10 +23,6 @@ const (
 	// clockSamplesMax bounds the pulses that are kept of one node; the oldest go first. A minute of pulses every
 	// 300 ms, the default, is 200.
 	clockSamplesMax = 256
-	// wallFresh is how long another node's wall clock counts for the median after it was read, and wallTripMax
-	// how long that may have taken.
-	wallFresh   = 10 * time.Second
-	wallTripMax = 2 * time.Second
 )
 
 // clockSample says that another clock showed theirs at an instant between before and after by this node's.
@@ -39,13 +35,10 @@ type clockRate struct {
 	fast        float64       // by how much it was surely too fast at badAt, at least
 	badAt       int64         // when it last was; math.MinInt64: never
 	goodAt      int64         // when it last was surely slow enough; math.MinInt64: never
-
-	wall   int64 // by how many microseconds its wall clock was ahead of this node's
-	wallAt int64 // when; math.MinInt64: never
 }
 
 func newClockRate(incarnation [16]byte) *clockRate {
-	return &clockRate{incarnation: incarnation, badAt: math.MinInt64, goodAt: math.MinInt64, wallAt: math.MinInt64}
+	return &clockRate{incarnation: incarnation, badAt: math.MinInt64, goodAt: math.MinInt64}
 }
 
 // clockLimits says how fast another clock may be.
@@ -103,7 +96,7 @@ func (r *clockRate) measured(now int64) bool {
 func (r *clockRate) trusted(now int64) bool { return !r.tooFast(now) && r.measured(now) }
 
 // clockWatch compares the clocks of the other nodes with this one's, and this one's with the oscillator below
-// it. Wall clocks it compares for WallSkew alone: they are no reason to doubt a lease.
+// it. Wall clocks are no reason to doubt a lease.
 type clockWatch struct {
 	// Immutable.
 	clock  clock.Clock
@@ -136,7 +129,6 @@ func (w *clockWatch) note(p *Pulse) (found bool) {
 	own.before = int64(w.clock.Boot())
 	own.theirs = int64(clock.Raw(w.clock))
 	own.after = int64(w.clock.Boot())
-	wall := w.clock.Now().UnixMicro() - (own.after-(p.SentAt+p.ReceivedAt)/2)/1000
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -152,9 +144,6 @@ func (w *clockWatch) note(p *Pulse) (found bool) {
 	}
 	before := r.tooFast(own.after)
 	r.add(clockSample{before: p.SentAt, after: p.ReceivedAt, theirs: p.Boot}, w.limits)
-	if p.ReceivedAt-p.SentAt < int64(wallTripMax) {
-		r.wall, r.wallAt = p.Wall-wall, own.after
-	}
 	return !before && r.tooFast(own.after) || !ownBefore && w.own.tooFast(own.after)
 }
 
@@ -196,27 +185,6 @@ func (w *clockWatch) forget(id string) {
 	delete(w.peers, id)
 }
 
-// skew returns by how much this node's wall clock is ahead of the median of those of the voters.
-func (w *clockWatch) skew(self string, voters []string) (microseconds int64, ok bool) {
-	now := int64(w.clock.Boot())
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var ahead []int64
-	for _, id := range voters {
-		if id == self {
-			ahead = append(ahead, 0)
-		} else if r := w.peers[id]; r != nil && r.wallAt != math.MinInt64 && now-r.wallAt <= int64(wallFresh) {
-			ahead = append(ahead, r.wall)
-		}
-	}
-	n := len(ahead)
-	if n <= len(voters)/2 {
-		return 0, false
-	}
-	slices.Sort(ahead)
-	return -(ahead[(n-1)/2] + ahead[n/2]) / 2, true
-}
-
 // onPulse takes what another node told about its clocks.
 func (g *Group) onPulse(p Pulse) {
 	if g.clocks.note(&p) {
@@ -231,20 +199,6 @@ func (g *Group) onPulse(p Pulse) {
 	if g.o.OnPulse != nil {
 		g.o.OnPulse(p)
 	}
-}
-
-// WallSkew returns by how many milliseconds this node's wall clock is ahead of the median of the voters' (its
-// own included if it is one); negative: behind. It is not ok while fewer than a majority of them were heard in
-// the last 10 s. The error is at most half of the time that a message takes there and back.
-func (g *Group) WallSkew() (ms int64, ok bool) {
-	var voters []string
-	for _, m := range g.members() {
-		if m.Voter {
-			voters = append(voters, m.ID)
-		}
-	}
-	us, ok := g.clocks.skew(g.o.NodeID, voters)
-	return us / 1000, ok
 }
 
 // LeaseMode is how linearizable reads are served here.

@@ -207,50 +207,6 @@ func TestClockWatch_OneSampleTooMany_OldestGoes(t *testing.T) {
 	}
 }
 
-func TestWallSkew_MedianOfTheVoters_TellsWhoIsOff(t *testing.T) {
-	x := newTestClocks()
-	voters := []string{"a", "b", "c"}
-	hear := func(id string, ahead time.Duration) {
-		x.pulse.Peer = id
-		x.wall = x.c.Now().Add(ahead)
-		x.ask(time.Millisecond, time.Millisecond, 1)
-	}
-	skew := func() string {
-		us, ok := x.w.skew("a", voters)
-		if !ok {
-			return "unknown"
-		}
-		return (time.Duration(us) * time.Microsecond).Round(time.Millisecond).String()
-	}
-	if got := skew(); got != "unknown" {
-		t.Errorf("alone: %s", got)
-	}
-	hear("b", 3*time.Second)
-	if got := skew(); got != "-1.5s" {
-		t.Errorf("two of three: %s", got)
-	}
-	hear("c", -time.Second)
-	if got := skew(); got != "0s" {
-		t.Errorf("in the middle: %s", got)
-	}
-	hear("c", 4*time.Second)
-	if got := skew(); got != "-3s" {
-		t.Errorf("behind both: %s", got)
-	}
-	x.c.SetNow(x.c.Now().Add(10 * time.Second))
-	x.pulse.Peer = "b"
-	x.ask(time.Millisecond, time.Millisecond, 1)
-	x.pulse.Peer = "c"
-	x.ask(time.Millisecond, time.Millisecond, 1)
-	if us, ok := x.w.skew("a", voters); !ok || us < 5e6 {
-		t.Errorf("after a step of its own: %d µs, %v", us, ok)
-	}
-	x.pass(11*time.Second, 1)
-	if got := skew(); got != "unknown" {
-		t.Errorf("long unheard: %s", got)
-	}
-}
-
 func TestLease_AFollowerCountsNoMore_EndsWhereTheOthersSay(t *testing.T) {
 	c := clock.NewManual(time.Time{})
 	c.Advance(10 * time.Second)
@@ -335,9 +291,6 @@ func TestLeaseState_FastFollowers_SayWhyAndReadsGoOn(t *testing.T) {
 		l = lead(nodes[1]) // by whose clock one follower runs as it should, the other slowly
 		if s := l.g.LeaseState(); !s.Held || s.Mode != LeaseModeLease || s.Reason != "" {
 			t.Errorf("led by a fast one: %+v", s)
-		}
-		if ms, ok := l.g.WallSkew(); !ok || ms < -1000 || ms > 1000 {
-			t.Errorf("WallSkew = %d, %v", ms, ok)
 		}
 		l.g.revokeLease()
 		if s := l.g.LeaseState(); s.Held || s.Mode != LeaseModeReadIndex || !strings.Contains(s.Reason, "given up") {

@@ -8,16 +8,6 @@ import (
 	"kvstore/wire"
 )
 
-// Behaviour levels. A level is state: OpInit sets the first, and a later entry may raise it, so that all
-// replicas change their behaviour at the same index whatever build they run. execute is the one place
-// that looks at it.
-const (
-	// levelNone is the state before OpInit.
-	levelNone = 0
-	// LevelNewest is the newest behaviour level that this build knows.
-	LevelNewest = 1
-)
-
 // applier evaluates entries: the state machine. Its result is a pure function of the state and the log. It
 // knows no clock, no randomness, no option, and no order of a map; what its histograms measure never flows
 // back.
@@ -29,20 +19,30 @@ type applier struct {
 
 	// The state at the last entry. identity and members are what system records say; members is sorted by id
 	// and immutable: a change makes a new slice.
-	last     marker
-	identity identity
-	members  []wire.Member
+	last       marker
+	identity   identity
+	members    []wire.Member
+	namespaces *namespaces
 
 	// The entry at hand.
 	index, term, ts uint64
 	now             int64 // log time T
 	operation       int   // its place in the entry
 	positions       int   // given out so far
+	rewritten       int   // bytes of values that were read to be written again; see rewriteBytesMax
+	rewrittenBefore int   // before the operation at hand
 	mem             arena
 	overlay         overlay
 	effects         []Effect
 	deadlines       deadlineChanges
-	markerBytes     []byte
+	packer          packer
+
+	// space is the namespace of the write at hand. While undoing, every change of a record is noted in undo.
+	space   *namespaceState
+	undoing bool
+	undo    []undone
+
+	markerBytes []byte
 
 	// The arguments of read, and its callbacks, made once: a closure per read would allocate.
 	loading    *staged
@@ -51,15 +51,16 @@ type applier struct {
 	onStored   func(stored []byte) error
 }
 
-func newApplier(in *instance, s *sessions, last marker, id identity, members []wire.Member) *applier {
-	a := &applier{in: in, sessions: s, last: last, identity: id, members: members}
+func newApplier(in *instance, s *sessions, last marker, id identity, members []wire.Member, ns *namespaces) *applier {
+	a := &applier{in: in, sessions: s, last: last, identity: id, members: members, namespaces: ns}
+	a.packer.level = in.store.o.CompressLevel
 	a.onCached, a.onStored = a.loaded, a.loadedStored
 	a.deadlines.reset()
 	return a
 }
 
 // Apply evaluates one committed entry of the log, stores what it changes, shows it to readers and hands
-// its effects to Options.Sink. The results, one per operation, are fresh memory and belong to the caller,
+// its effects to Options.Sink (see EffectSink). The results, one per operation, are fresh memory and belong to the caller,
 // but for their payloads, which the engine may keep to answer retries: don't change them. An entry at or
 // below Applied().Index has been applied before: the result is nil.
 //
@@ -137,64 +138,7 @@ func (a *applier) apply(index, term uint64, entry []byte) []wire.Result {
 func (a *applier) begin(index, term uint64, t int64) {
 	a.index, a.term, a.ts = index, term, a.identity.base+index
 	a.now = max(a.last.time, t)
-	a.positions = 0
-}
-
-// execute evaluates one operation at the behaviour level that the state has.
-func (a *applier) execute(op *wire.Op) wire.Result {
-	if need := positionsOf(op); need > 1<<wire.PositionBits-a.positions {
-		// The batcher's bound on entries keeps them far below this. Surely not applied; another entry has room.
-		return wire.Result{Status: wire.StatusRetryLater}
-	}
-	first := len(a.effects)
-	var res wire.Result
-	switch a.identity.level {
-	case levelNone:
-		res = a.executeNone(op)
-	case 1:
-		res = a.execute1(op)
-	default:
-		panic(fmt.Sprintf("BUG: behaviour level %d is unknown; newest is %d", a.identity.level, LevelNewest))
-	}
-	a.endTransaction(first)
-	return res
-}
-
-// executeNone is the behaviour before OpInit: there is nothing yet that an operation could act on.
-func (a *applier) executeNone(op *wire.Op) wire.Result {
-	if op.Op != wire.OpInit {
-		return wire.Result{Status: wire.StatusNotReady}
-	}
-	return a.initialise(op)
-}
-
-// execute1 is behaviour level 1.
-func (a *applier) execute1(op *wire.Op) wire.Result {
-	switch op.Op {
-	case wire.OpPut, wire.OpDelete, wire.OpBatch, wire.OpTxn:
-		if op.Namespace != wire.NamespaceDefault {
-			return wire.Result{Status: wire.StatusNoNamespace}
-		}
-		return a.once(op)
-	case wire.OpSessionOpen:
-		return a.openSession()
-	case wire.OpSessionClose:
-		return a.closeSession(op)
-	case wire.OpExpire:
-		n, err := wire.DecodeExpire(op.Payload)
-		if err != nil {
-			return wire.Result{Status: wire.StatusBadRequest}
-		}
-		return a.expire(n)
-	case wire.OpInit:
-		return wire.Result{Status: wire.StatusBadRequest} // there is a cluster already
-	case wire.OpMember:
-		return a.member(op)
-	case wire.OpRecover:
-		return a.recover(op)
-	default:
-		return wire.Result{Status: wire.StatusUnknownOp}
-	}
+	a.positions, a.rewritten = 0, 0
 }
 
 // once evaluates a write; one that belongs to a session is evaluated at most once.
@@ -214,7 +158,12 @@ func (a *applier) once(op *wire.Op) wire.Result {
 	return res
 }
 
+// mutate evaluates a write.
 func (a *applier) mutate(op *wire.Op) wire.Result {
+	if a.space = a.namespaces.writable(op.Namespace); a.space == nil {
+		return wire.Result{Status: wire.StatusNoNamespace}
+	}
+	a.rewrittenBefore = a.rewritten
 	if op.Op == wire.OpBatch || op.Op == wire.OpTxn {
 		return a.group(op)
 	}
@@ -239,27 +188,6 @@ func (a *applier) closeSession(op *wire.Op) wire.Result {
 	return wire.Result{Status: wire.StatusOK}
 }
 
-// positionsOf bounds the positions that an operation may take: each write may meet an expired record, which
-// takes one of its own.
-func positionsOf(op *wire.Op) int {
-	switch op.Op {
-	case wire.OpBatch, wire.OpTxn:
-		_, n, _, err := wire.DecodeGroup(op.Payload)
-		if err != nil || n > wire.BatchOpsMax {
-			return 0 // refused later
-		}
-		return 2 * n
-	case wire.OpExpire:
-		n, err := wire.DecodeExpire(op.Payload)
-		if err != nil {
-			return 0 // refused later
-		}
-		return int(min(n, expireMax))
-	default:
-		return systemRecords
-	}
-}
-
 // nextRevision gives out a position of the entry.
 func (a *applier) nextRevision() wire.Revision {
 	rev := wire.MakeRevision(a.ts, a.positions)
@@ -276,6 +204,7 @@ func (a *applier) finish() {
 			a.flush(w, m, st)
 		}
 	}
+	a.flushUsage(w)
 	a.sessions.flush(w, &a.mem, &m.digest)
 	m.index, m.term, m.ts, m.time, m.positions = a.index, a.term, a.ts, a.now, uint32(a.positions)
 	a.markerBytes = appendMarker(a.markerBytes[:0], m)
@@ -283,16 +212,20 @@ func (a *applier) finish() {
 		a.failApply(err)
 	}
 	a.updateCache()
+	a.in.showNamespaces(a.index, a.namespaces)
+	a.deliver()
 	a.in.publish(m, a.markerBytes, len(a.sessions.byID), &a.overlay)
 	a.in.deadlines.publish(&a.deadlines)
 	a.in.setMembers(a.members)
-	a.deliver()
+	if a.in.sink != nil {
+		a.in.sink.Published(pointOf(m.point()))
+	}
 	a.reset()
 }
 
-// deliver hands the entry's effects to the sink.
+// deliver hands the entry's effects to the sink, before anyone sees the entry: who has seen it finds its events there.
 func (a *applier) deliver() {
-	if len(a.effects) > 0 {
+	if a.in.sink != nil {
 		a.in.sink.Effects(pointOf(a.last.point()), a.effects)
 	}
 }

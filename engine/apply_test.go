@@ -32,7 +32,7 @@ func TestApply_BeforeInit_NothingIsDone(t *testing.T) {
 		}
 	}
 	cluster, history, ok := e.Identity()
-	if !ok || cluster != testInit.ClusterID || history != testInit.HistoryID || e.Level() != 1 {
+	if !ok || cluster != testInit.ClusterID || history != testInit.HistoryID || e.Level() != LevelNewest {
 		t.Fatalf("identity %x %x %v, level %d", cluster, history, ok, e.Level())
 	}
 	// The system keyspace is read like any other.
@@ -212,7 +212,7 @@ func TestPut_WithTTL_VisibleUntilItsDeadlineByLogTime(t *testing.T) {
 	if res := d.one(deleteOp("k", nil)); res.Status != wire.StatusNotFound || res.Rev != 0 {
 		t.Fatalf("delete of an expired record: %+v", res)
 	}
-	if st, err := d.e.Stats(); err != nil || st.Records != 4+3 {
+	if st, err := d.e.Stats(); err != nil || st.Records != initRecords+3 {
 		t.Fatalf("%d records, %v", st.Records, err)
 	}
 	wantDue(testEpoch + 10e6)

@@ -301,8 +301,9 @@ func (s *store) checkpointer() {
 //     gone was flushed: Badger removes a log only when its table and its MANIFEST entry are synced.
 //  3. fdatasync each listed log that may have changed.
 //  4. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
-//  5. Read what is new in MANIFEST, and fsync it: the mark for the next open (checkManifest).
-//  6. Replace CHECKPOINT.
+//  5. Have the sink make its effects durable, up to the point: a replay brings only those above CHECKPOINT again.
+//  6. Read what is new in MANIFEST, and fsync it: the mark for the next open (checkManifest).
+//  7. Replace CHECKPOINT.
 //
 // A store that was replaced has nothing to say any more.
 //
@@ -329,6 +330,11 @@ func (s *store) checkpoint() error {
 	if p.index > last.Index {
 		if err := s.syncMemtables(); err != nil {
 			return fmt.Errorf("cannot make entry %d durable: %w", p.index, err)
+		}
+		if s.o.Sink != nil {
+			if err := s.o.Sink.Sync(pointOf(p.point)); err != nil {
+				return fmt.Errorf("cannot make the effects up to entry %d durable: %w", p.index, err)
+			}
 		}
 	}
 	mark, err := s.manifest.next(filepath.Join(s.genDir, badger.ManifestFilename), s.o.hooks.syncFile)

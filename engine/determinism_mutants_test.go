@@ -59,6 +59,18 @@ var mutants = []mutant{
 	{"the layout of a value is part of the digest", "digest.go",
 		"	binary.LittleEndian.PutUint32(b[4:], r.valueLen)",
 		"	binary.LittleEndian.PutUint32(b[4:], r.valueLen)\n	if MUTANT {\n		b[3] = byte(r.chunks)\n	}", 40},
+	{"what a namespace holds is forgotten at a restart", "usage.go",
+		"		n.used, n.stored = u, u\n", "		if n.used, n.stored = u, u; MUTANT {\n			n.used = usage{}\n		}\n", 60},
+	{"what a transaction has begun stays", "usage.go",
+		"		st.exists, st.dirty, st.now = u.exists, u.dirty, u.now\n", "		if !MUTANT {\n			st.exists, st.dirty, st.now = u.exists, u.dirty, u.now\n		}\n", 40},
+	{"a transaction that was undone counts for the quota", "usage.go",
+		"	a.positions, a.space.used = s.positions, s.used\n", "	if a.positions = s.positions; !MUTANT {\n		a.space.used = s.used\n	}\n", 60},
+	{"a quota binds what is stored, not what was sent", "record.go",
+		"uint64(len(r.Ext)) + uint64(r.valueLen)\n", "uint64(len(r.Ext)) + uint64(r.valueLen) + mutantBytes(MUTANT, uint64(r.chunks))\n", 40},
+	{"a namespace's id is given again after a restart", "namespace.go",
+		"		t.next = binary.LittleEndian.Uint32(rec.Value)\n", "		if t.next = binary.LittleEndian.Uint32(rec.Value); MUTANT && t.next > 2 {\n			t.next--\n		}\n", 60},
+	{"a level is what the build knows", "level.go",
+		"	switch a.identity.level {\n	case levelNone:", "	level := a.identity.level\n	if MUTANT && level > 0 && a.index%7 == 0 && a.in.store.o.MemtableBytes == 1<<20 {\n		level = LevelNewest\n	}\n	switch level {\n	case levelNone:", 20},
 	{"a session ends at its time, not behind it", "session.go",
 		"now-s.last > sessionTTL;", "(now-s.last > sessionTTL || MUTANT && now-s.last == sessionTTL);", 0},
 	{"the window of numbers is one too wide", "session.go",
@@ -82,6 +94,13 @@ import (
 var mutantName = os.Getenv("` + mutantEnv + `")
 
 func mutantNow() int64 { return time.Now().UnixMicro() }
+
+func mutantBytes(mutant bool, n uint64) uint64 {
+	if mutant {
+		return n
+	}
+	return 0
+}
 
 func mutantTime(mutant bool, t int64) int64 {
 	if mutant {

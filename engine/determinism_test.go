@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,6 +36,10 @@ func (l *effectLog) Effects(p Point, effects []Effect) {
 		l.effects = append(l.effects, x)
 	}
 }
+
+func (l *effectLog) Published(Point)  {}
+func (l *effectLog) Sync(Point) error { return nil }
+func (l *effectLog) Installed(Point)  {}
 
 func effectsEqual(a, b []Effect) bool {
 	return len(a) == len(b) && fmt.Sprintf("%+v", normalEffects(a)) == fmt.Sprintf("%+v", normalEffects(b))
@@ -80,6 +85,7 @@ func TestApply_RandomLog_AgreesWithTheModel(t *testing.T) {
 		sink.effects = nil
 		results := e.Apply(index, 1, entry)
 		wantSameResults(t, fmt.Sprintf("entry %d", index), results, m.apply(index, entry))
+		wantModelNamespaces(t, e, m)
 		if !effectsEqual(sink.effects, m.effects) {
 			t.Fatalf("entry %d: effects\n%+v\nwant\n%+v", index, sink.effects, m.effects)
 		}
@@ -110,6 +116,7 @@ func wantModelState(t testing.TB, e *Engine, m *reference) {
 			t.Fatalf("get %q: %+v, %d bytes; want %+v, %d bytes", k, rec.Meta, len(rec.Value), r.meta, len(r.value))
 		}
 	}
+	wantModelNamespaces(t, e, m)
 	st, err := e.Stats()
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +132,35 @@ func wantModelState(t testing.TB, e *Engine, m *reference) {
 	}
 	if deadline, ok := e.DueExpiry(); ok != (next != 0) || ok && deadline != next {
 		t.Fatalf("earliest deadline %d, %v; want %d", deadline, ok, next)
+	}
+}
+
+// wantModelNamespaces compares the table and the usage of namespaces.
+func wantModelNamespaces(t testing.TB, e *Engine, m *reference) {
+	t.Helper()
+	var want []Namespace
+	purging := uint32(wire.NamespaceNone)
+	for id, s := range m.spaces {
+		n := Namespace{ID: id, Name: s.name, Dropping: s.dropping, Settings: s.settings, CreatedAt: s.created}
+		if m.level >= 2 {
+			n.Records, n.Bytes = m.usage(id)
+		}
+		want = append(want, n)
+		if s.dropping {
+			purging = min(purging, id)
+		} else if got, ok := e.Namespace([]byte(s.name)); !ok || got != id {
+			t.Fatalf("namespace %q: %d, %v; want %d", s.name, got, ok, id)
+		}
+		if got, ok := e.NamespaceByID(id); !ok || got != n {
+			t.Fatalf("namespace %d: %+v, %v; want %+v", id, got, ok, n)
+		}
+	}
+	slices.SortFunc(want, func(a, b Namespace) int { return int(a.ID) - int(b.ID) })
+	if got := e.Namespaces(); !slices.Equal(got, want) {
+		t.Fatalf("namespaces\n%+v\nwant\n%+v", got, want)
+	}
+	if got, ok := e.Purging(); ok != (purging != wire.NamespaceNone) || got != purging {
+		t.Fatalf("%d is to be purged, %v; want %d", got, ok, purging)
 	}
 }
 

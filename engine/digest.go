@@ -70,8 +70,8 @@ func hash3(seed uint64, a, b, c []byte) uint64 {
 }
 
 // VerifyDigest reads the whole state at one revision, checks every byte of it, and compares its digest
-// with the one that Apply has carried along. It also checks that the expiry index matches the records. It
-// takes as long as reading all data takes; writes go on beside it. Errors: ErrRecordDamaged for bytes that
+// with the one that Apply has carried along. It also checks that the expiry index and the usage of each namespace match
+// the records. It takes as long as reading all data takes; writes go on beside it. Errors: ErrRecordDamaged for bytes that
 // fail their check, ErrDigestMismatch when all bytes are sound and the sum is not, ErrCompacted when the
 // scan took longer than a revision can be held (Options.PinAgeMax), and ctx's error.
 func (e *Engine) VerifyDigest(ctx context.Context) error {
@@ -95,7 +95,7 @@ func (in *instance) verify(ctx context.Context) error {
 	}
 	defer release()
 	err = in.store.read(ts, func(r *reader) error {
-		v := verifier{ctx: ctx, r: r}
+		v := verifier{ctx: ctx, r: r, used: make(map[uint32]usage)}
 		return v.run()
 	})
 	if err != nil {
@@ -116,6 +116,11 @@ type verifier struct {
 	// due is the sum over (deadline, record) as the records tell it, minus the same as the index tells it.
 	due digest
 
+	// used is what the namespaces hold: as the records tell it, less what is stored of it. Nil: not asked for.
+	used   map[uint32]usage
+	usages int // how many are stored
+	level  uint16
+
 	rec   storedRecord
 	value []byte
 	key   []byte
@@ -134,6 +139,7 @@ func (v *verifier) run() error {
 		{familyExpiry, v.expiry},
 		{familySession, v.sealed},
 		{familyJournal, v.sealed},
+		{familyUsage, v.usageOf},
 	} {
 		lower, upper := familyRange(f.family)
 		err := v.r.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
@@ -164,6 +170,17 @@ func (v *verifier) run() error {
 	case v.due != digest{}:
 		return fmt.Errorf("%w: the expiry index doesn't match the records", ErrDigestMismatch)
 	}
+	if v.level < levelNamespaces {
+		if v.usages > 0 {
+			return fmt.Errorf("%w: usage is carried along for %d namespaces at behaviour level %d", ErrDigestMismatch, v.usages, v.level)
+		}
+		return nil
+	}
+	for ns, u := range v.used {
+		if u != (usage{}) {
+			return fmt.Errorf("%w: namespace %d holds %d records of %d bytes more than are carried along for it", ErrDigestMismatch, ns, int64(u.records), int64(u.bytes))
+		}
+	}
 	return nil
 }
 
@@ -174,14 +191,19 @@ func (v *verifier) record(key, stored []byte) error {
 	v.sum.add(recordDigest(key, &v.rec))
 	v.records++
 	v.bytes += liveBytes(key, &v.rec)
+	if v.used != nil {
+		u := v.used[namespaceOf(key)]
+		u.add(key, &v.rec)
+		v.used[namespaceOf(key)] = u
+	}
 	if v.rec.Meta.ExpiresAt != 0 {
 		v.key = appendExpiryKey(v.key[:0], v.rec.Meta.ExpiresAt, key)
 		v.due.add(sealedDigest(v.key, nil))
 	}
 	value := v.rec.Value
-	if v.rec.chunks > 0 {
+	if !v.rec.inline() {
 		var err error
-		if v.value, err = appendChunks(v.value[:0], v.r, key, &v.rec); err != nil {
+		if v.value, err = appendValue(v.value[:0], v.r, key, &v.rec); err != nil {
 			return err
 		}
 		value = v.value
@@ -189,14 +211,33 @@ func (v *verifier) record(key, stored []byte) error {
 	if wire.Checksum(value) != v.rec.Meta.Checksum {
 		return fmt.Errorf("%w: value of key %q doesn't match its checksum", ErrRecordDamaged, userKey(key))
 	}
+	if string(key) == string(levelKey) && len(value) == 2 {
+		v.level = binary.LittleEndian.Uint16(value)
+	}
 	return nil
 }
+
+// levelKey is the record key of the behaviour level.
+var levelKey = appendRecordKey(nil, wire.NamespaceSystem, []byte(systemLevel))
 
 func (v *verifier) expiry(key, _ []byte) error {
 	if _, _, ok := splitExpiryKey(key); !ok {
 		return fmt.Errorf("%w: key %x in the expiry index", ErrRecordDamaged, key)
 	}
 	v.due.sub(sealedDigest(key, nil))
+	return nil
+}
+
+func (v *verifier) usageOf(key, stored []byte) error {
+	ns, carried, err := decodeUsage(key, stored)
+	if err != nil {
+		return err
+	}
+	u := v.used[ns]
+	u.records -= carried.records
+	u.bytes -= carried.bytes
+	v.used[ns] = u
+	v.usages++
 	return nil
 }
 

@@ -28,25 +28,27 @@ func (a *applier) flush(w *write, m *marker, st *staged) {
 	a.flushDeadline(w, st)
 }
 
-// flushRecord stores the record, a large value in pieces.
+// flushRecord stores the record: its value compressed if that was asked for, and in pieces if it is large.
 func (a *applier) flushRecord(w *write, st *staged) {
-	r := &st.now
-	if len(r.Value) <= a.in.store.o.ChunkThresholdBytes {
-		st.stored = appendRecord(a.mem.alloc(r.storedBytes()), st.key, r)
+	form := st.now
+	a.pack(&form)
+	body := form.body()
+	if len(body) <= a.in.store.o.ChunkThresholdBytes {
+		st.stored = appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form)
 		w.set(st.key, st.stored)
 		return
 	}
-	manifest := *r
-	manifest.Value = nil
+	form.Value, form.packed = nil, nil
 	size := a.in.store.o.ChunkBytes
-	for rest := r.Value; len(rest) > 0; manifest.chunks++ {
-		data := rest[:min(size, len(rest))]
-		rest = rest[len(data):]
-		key := a.chunkKey(st.key, manifest.chunks)
-		w.set(key, appendChunk(a.mem.alloc(chunkHeaderBytes+len(data)), key, r.Meta.Version, data))
+	for len(body) > 0 {
+		data := body[:min(size, len(body))]
+		body = body[len(data):]
+		key := a.chunkKey(st.key, form.chunks)
+		w.set(key, appendChunk(a.mem.alloc(chunkHeaderBytes+len(data)), key, form.Meta.Version, data))
+		form.chunks++
 	}
-	w.set(st.key, appendRecord(a.mem.alloc(manifest.storedBytes()), st.key, &manifest))
-	r.chunks = manifest.chunks
+	w.set(st.key, appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form))
+	st.now.chunks = form.chunks
 }
 
 func (a *applier) chunkKey(recordKey []byte, n uint32) []byte {

@@ -59,6 +59,8 @@ func (e *Engine) Exists(o ReadOptions, key []byte) (meta wire.Meta, st wire.Stat
 // called by an event loop. hit is false when the cache doesn't know. With StatusOK fn was called, with the
 // record and the state that the answer reflects: rec's slices are views until fn returns; fn copies what it
 // needs, calls nothing of the engine, and doesn't block. With StatusNotFound fn was not called.
+//
+// A record whose value is compressed is a miss: to unpack it takes longer than an event loop has.
 func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at Point)) (st wire.Status, hit bool) {
 	in := e.live.Load()
 	if in.cache == nil || len(key) > wire.KeyBytesMax {
@@ -68,13 +70,18 @@ func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at P
 	recordKey := appendRecordKey(room[:0], ns, key)
 	p := in.store.current()
 	st = wire.StatusNotFound
+	whole := true
 	answer := in.cache.view(hashKey(recordKey), recordKey, p.ts, func(r *storedRecord) {
-		if !r.expired(p.time) {
+		switch {
+		case r.expired(p.time):
+		case !r.inline():
+			whole = false
+		default:
 			st = wire.StatusOK
 			fn(&r.Record, pointOf(p))
 		}
 	})
-	if answer == cacheMiss {
+	if answer == cacheMiss || !whole {
 		return 0, false
 	}
 	return st, true
@@ -90,8 +97,8 @@ type lookup struct {
 	key  []byte // record key
 	hash uint64
 
-	// What was found. buf begins with the stored record, unless it is headOnly; the value of a chunked one
-	// stands behind it.
+	// What was found. buf begins with the stored record, unless it is headOnly; the value of one that is chunked or
+	// compressed stands behind it.
 	buf    []byte
 	stored int // length of the stored record
 	rec    storedRecord
@@ -132,7 +139,10 @@ func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, erro
 	l.key = appendRecordKey(l.key[:0], o.Namespace, key)
 	l.hash = hashKey(l.key)
 	if at == 0 {
-		if st, hit := l.cached(); hit {
+		if st, hit, err := l.cached(); err != nil {
+			l.rec = storedRecord{}
+			return in.refused(err)
+		} else if hit {
 			return st, nil
 		}
 	}
@@ -174,24 +184,25 @@ func (in *instance) place(o *ReadOptions) (at uint64, st wire.Status) {
 }
 
 // cached looks for the key in the cache.
-func (l *lookup) cached() (st wire.Status, hit bool) {
+func (l *lookup) cached() (st wire.Status, hit bool, err error) {
 	p := l.in.store.current()
 	b, answer := l.in.cache.appendTo(l.buf[:0], l.hash, l.key, p.ts)
 	l.buf = b
 	switch answer {
 	case cacheMiss:
-		return 0, false
+		return 0, false, nil
 	case cacheAbsent:
-		return wire.StatusNotFound, true
+		return wire.StatusNotFound, true, nil
 	}
 	if err := decodeRecordHead(b, &l.rec); err != nil {
 		panic("BUG: the cache holds what is no record: " + err.Error())
 	}
 	if l.rec.expired(p.time) {
 		l.rec = storedRecord{}
-		return wire.StatusNotFound, true
+		return wire.StatusNotFound, true, nil
 	}
-	return wire.StatusOK, true
+	l.stored = len(b)
+	return wire.StatusOK, true, l.loadValue(nil) // it stands in one piece
 }
 
 // read reads the key from the store. It may run more than once.
@@ -202,10 +213,18 @@ func (l *lookup) read(r *reader) (err error) {
 		return err
 	}
 	l.exact = exactAt(l.at, l.p, l.found, l.rec.Meta.Version)
-	if !l.exact || !l.found || l.rec.chunks == 0 || l.headOnly || l.rec.expired(l.p.time) {
+	if !l.exact || !l.found || l.rec.expired(l.p.time) {
 		return nil
 	}
-	if l.buf, err = appendChunks(l.buf, r, l.key, &l.rec); err != nil {
+	return l.loadValue(r)
+}
+
+// loadValue appends the value of a record that is chunked or compressed to buf.
+func (l *lookup) loadValue(g getter) (err error) {
+	if l.headOnly || l.rec.inline() {
+		return nil
+	}
+	if l.buf, err = appendValue(l.buf, g, l.key, &l.rec); err != nil {
 		return err
 	}
 	// The buffer may have moved.
@@ -222,7 +241,7 @@ func (l *lookup) take(stored []byte) error {
 		return err
 	}
 	if l.headOnly && len(stored) > cachedBytesMax {
-		l.rec.Ext, l.rec.Value = nil, nil // views that end with this call
+		l.rec.Ext, l.rec.Value, l.rec.packed = nil, nil, nil // views that end with this call
 		return nil
 	}
 	l.buf = append(l.buf, stored...)

@@ -31,7 +31,7 @@ func (h *hooks) step(name string) {
 // Install puts the snapshot in the place of the engine's state: what is applied here without being in the
 // snapshot is given up. After nil, Applied is the snapshot's point, and Durable tells it with Installed
 // set. Readers that began on the old state finish on it; listings that it served get StatusCompacted. The
-// effects of the entries between are not delivered.
+// effects of the entries between are not delivered; the sink is told (EffectSink.Installed).
 //
 // It belongs to the applier, like Apply. Everything that can fail comes before the switch, which is the
 // rename of CHECKPOINT: an error means that nothing has changed, and a crash leaves the one or the other. The
@@ -64,6 +64,9 @@ func (r *Received) Install() error {
 	}
 	old.store.o.hooks.step(stepSwitched)
 
+	if sink := r.in.sink; sink != nil {
+		sink.Installed(pointOf(r.in.store.current()))
+	}
 	r.in.store.start()
 	e.mu.Lock()
 	e.past.add(old)

@@ -26,8 +26,9 @@ type instance struct {
 	applier *applier
 
 	// Written by the applier, read by anyone.
-	identity atomic.Pointer[identity]
-	members  atomic.Pointer[[]wire.Member]
+	identity   atomic.Pointer[identity]
+	members    atomic.Pointer[[]wire.Member]
+	namespaces atomic.Pointer[namespaceTable]
 
 	mu sync.Mutex
 	// Guarded by mu: what the newest published entry left.
@@ -44,6 +45,7 @@ func loadInstance(s *store) (*instance, error) {
 	var id identity
 	var members []wire.Member
 	table := newSessions()
+	spaces := newNamespaces()
 	if s.current().ts > 0 {
 		err := s.read(0, func(r *reader) (err error) {
 			if err = readMarker(r, &last); err != nil {
@@ -58,6 +60,9 @@ func loadInstance(s *store) (*instance, error) {
 			if members, err = loadMembers(r); err != nil {
 				return err
 			}
+			if spaces, err = loadNamespaces(r, id.level, &last); err != nil {
+				return err
+			}
 			table, err = loadSessions(r)
 			return err
 		})
@@ -69,9 +74,10 @@ func loadInstance(s *store) (*instance, error) {
 	if in.deadlines.next, err = earliestDeadline(s, 0); err != nil {
 		return nil, err
 	}
-	in.applier = newApplier(in, table, last, id, members)
+	in.applier = newApplier(in, table, last, id, members, spaces)
 	in.setIdentity(id)
 	in.setMembers(members)
+	in.showNamespaces(0, spaces)
 	in.note(&last, len(table.byID))
 	return in, nil
 }

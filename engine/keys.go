@@ -10,6 +10,7 @@ import "encoding/binary"
 //	X | deadline u64 | ns u32 | key        expiry index: one for each record that has a deadline
 //	S | session u64                        a session                                    (session.go)
 //	J | ts u64 | part u32                  the kept answers of one entry                (session.go)
+//	U | ns u32                             what a namespace holds, if it holds anything (usage.go)
 //	M                                      what the newest entry left behind            (marker.go)
 //
 // Invariant: X holds precisely the pairs (deadline, record) of the records in D that have a deadline.
@@ -20,6 +21,7 @@ const (
 	familySession = 'S'
 	familyJournal = 'J'
 	familyMarker  = 'M'
+	familyUsage   = 'U'
 )
 
 // recordKeyPrefixBytes is what stands before a user's key in a record key.
@@ -101,6 +103,19 @@ func splitJournalKey(k []byte) (p journalPlace, ok bool) {
 		return journalPlace{}, false
 	}
 	return journalPlace{binary.BigEndian.Uint64(k[1:]), binary.BigEndian.Uint32(k[9:])}, true
+}
+
+// appendUsageKey appends the key of the usage of a namespace.
+func appendUsageKey(dst []byte, ns uint32) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, familyUsage), ns)
+}
+
+// splitUsageKey reads the key of the usage of a namespace.
+func splitUsageKey(k []byte) (ns uint32, ok bool) {
+	if len(k) != usageKeyBytes || k[0] != familyUsage {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(k[1:]), true
 }
 
 // familyRange gives the bounds [lower, upper) of all keys of a family.

@@ -15,10 +15,11 @@ func (a *applier) load(st *staged) {
 func (a *applier) loadValue(st *staged) {
 	if st.old.chunks == 0 {
 		a.loading, a.loadsValue = st, true
-		a.read()
-		return
+		if a.read(); st.old.inline() {
+			return
+		}
 	}
-	value, err := appendChunks(nil, storeAt{a.in.store, a.last.ts}, st.key, &st.old)
+	value, err := appendValue(nil, storeAt{a.in.store, a.last.ts}, st.key, &st.old)
 	if err != nil {
 		a.failRead(err)
 	}
@@ -45,12 +46,12 @@ func (a *applier) read() {
 // loaded takes a record out of the hands of cache or store.
 func (a *applier) loaded(r *storedRecord) {
 	old := &a.loading.old
-	*old = storedRecord{Record: wire.Record{Meta: r.Meta}, valueLen: r.valueLen, chunks: r.chunks}
+	*old = storedRecord{Record: wire.Record{Meta: r.Meta}, valueLen: r.valueLen, chunks: r.chunks, codec: r.codec, packedLen: r.packedLen}
 	if len(r.Ext) > 0 {
 		old.Ext = a.mem.copy(r.Ext)
 	}
 	if a.loadsValue {
-		old.Value = a.mem.copy(r.Value)
+		old.Value, old.packed = a.mem.copy(r.Value), a.mem.copy(r.packed)
 	}
 }
 

@@ -24,6 +24,7 @@ type storeMetrics struct {
 	pinsDropped    atomic.Uint64
 	badgerWarnings atomic.Uint64 // Lines that Badger logged.
 	badgerErrors   atomic.Uint64
+	compress       compressMetrics
 	damages        atomic.Uint64             // Reads, checks and entries that met damage.
 	damageTold     atomic.Pointer[time.Time] // When Options.OnDamage was called last.
 }
@@ -69,6 +70,10 @@ type StoreStats struct {
 	BadgerWarnings, BadgerErrors uint64
 	// Damages counts reads, scrubs and entries that met damage. It is never normal.
 	Damages uint64
+	// Compressed says by codec what compression has saved; CompressPlain counts values for which it was asked for and did
+	// not pay.
+	Compressed    []CompressStats
+	CompressPlain uint64
 	// Levels describes Badger's tree, from level 0 on.
 	Levels []LevelStats
 	// MemtableLogs, Tables and ValueLogs are the files. ValueLogs stay at one that holds nothing.
@@ -100,6 +105,8 @@ func (s *store) stats() (StoreStats, error) {
 		BadgerWarnings:     s.metrics.badgerWarnings.Load(),
 		BadgerErrors:       s.metrics.badgerErrors.Load(),
 		Damages:            s.metrics.damages.Load(),
+		Compressed:         s.metrics.compress.stats(),
+		CompressPlain:      s.metrics.compress.plain.Load(),
 	}
 	s.mu.Lock()
 	st.Pins = len(s.pins)

@@ -57,9 +57,10 @@ type multiGet struct {
 	fills     []cacheFill
 	fillBytes []byte // keys and stored records, one after the other
 
-	key []byte
-	rec storedRecord
-	r   *reader
+	key    []byte
+	rec    storedRecord
+	r      *reader
+	packed []byte // a compressed value out of the cache, which is unpacked when that is unlocked again
 }
 
 // cacheFill is one record, or an absence, in multiGet.fillBytes.
@@ -103,9 +104,10 @@ func (m *multiGet) one(key []byte) error {
 	m.key = appendRecordKey(m.key[:0], m.o.Namespace, key)
 	hash := hashKey(m.key)
 	if m.cached {
-		switch m.in.cache.view(hash, m.key, m.p.ts, m.inline) {
+		m.rec = storedRecord{}
+		switch m.in.cache.view(hash, m.key, m.p.ts, m.cachedRecord) {
 		case cacheHit:
-			return nil
+			return m.unpack()
 		case cacheAbsent:
 			m.status(wire.StatusNotFound)
 			return nil
@@ -117,9 +119,8 @@ func (m *multiGet) one(key []byte) error {
 			return err
 		}
 		if chunked = m.rec.chunks > 0; !chunked {
-			m.inline(&m.rec)
 			m.keep(hash, stored)
-			return nil
+			return m.value(&m.rec, nil)
 		}
 		m.rec.Ext = append([]byte(nil), m.rec.Ext...) // it outlives the view
 		return nil
@@ -130,17 +131,38 @@ func (m *multiGet) one(key []byte) error {
 	case !found:
 		m.status(wire.StatusNotFound)
 		m.keep(hash, nil)
-	case chunked && m.begin(&m.rec):
-		m.dst, err = appendChunks(m.dst, m.r, m.key, &m.rec)
+	case chunked:
+		return m.value(&m.rec, m.r)
+	}
+	return nil
+}
+
+// value appends a record as an item.
+func (m *multiGet) value(r *storedRecord, g getter) (err error) {
+	if m.begin(r) {
+		m.dst, err = appendValue(m.dst, g, m.key, r)
 	}
 	return err
 }
 
-// inline appends a record whose value is at hand.
-func (m *multiGet) inline(r *storedRecord) {
-	if m.begin(r) {
+// cachedRecord takes a record out of the hands of the cache: as an item, up to a value that is compressed.
+func (m *multiGet) cachedRecord(r *storedRecord) {
+	switch {
+	case !m.begin(r):
+	case r.inline():
 		m.dst = append(m.dst, r.Value...)
+	default:
+		m.packed = append(m.packed[:0], r.packed...)
+		m.rec = storedRecord{valueLen: r.valueLen, codec: r.codec, packedLen: r.packedLen, packed: m.packed}
 	}
+}
+
+// unpack appends what cachedRecord has left.
+func (m *multiGet) unpack() (err error) {
+	if m.rec.codec != wire.CodecNone {
+		m.dst, err = appendValue(m.dst, nil, m.key, &m.rec) // it stands in one piece
+	}
+	return err
 }
 
 // begin appends an item up to its value, or the whole item when there is no value to come (false).

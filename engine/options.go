@@ -85,6 +85,13 @@ type Options struct {
 	// transaction can hold. Layout only.
 	ChunkBytes int
 
+	// CompressThresholdBytes is the smallest value that is compressed where a put or a namespace asks for it. Default
+	// 1 KiB; negative: none is. Layout only.
+	CompressThresholdBytes int
+	// CompressLevel is the level of zstd, 1 (fastest) to 4 (smallest). Default 1: the values
+	// are compressed by Apply, which all writes wait for. Layout only.
+	CompressLevel int
+
 	// Sink receives the effects of each entry, in log order. Default: none.
 	Sink EffectSink
 
@@ -125,6 +132,8 @@ type hooks struct {
 	writeCheckpoint func(dir string, cp *Checkpoint) error
 	// largeStore has the opening take the tables for more than it checks.
 	largeStore bool
+	// scanVisits stands in for scanVisitsMax.
+	scanVisits int
 	// markerPoint stands in for the decoder of markers.
 	markerPoint func(marker []byte) (point, error)
 }
@@ -176,6 +185,12 @@ func (o Options) withDefaults() Options {
 	if o.ChunkBytes == 0 {
 		o.ChunkBytes = min(chunkBytesDefault, inline)
 	}
+	if o.CompressThresholdBytes == 0 {
+		o.CompressThresholdBytes = compressThresholdBytesDefault
+	}
+	if o.CompressLevel == 0 {
+		o.CompressLevel = 1
+	}
 	if o.Fatal == nil {
 		logger := o.Logger
 		o.Fatal = func(err error) {
@@ -191,6 +206,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.hooks.writeCheckpoint == nil {
 		o.hooks.writeCheckpoint = writeCheckpoint
+	}
+	if o.hooks.scanVisits == 0 {
+		o.hooks.scanVisits = scanVisitsMax
 	}
 	if o.hooks.markerPoint == nil {
 		o.hooks.markerPoint = markerPoint
@@ -221,6 +239,7 @@ func (o *Options) validate() error {
 		"ChunkThresholdBytes is %d, must be 0 to %d with this MemtableBytes", o.ChunkThresholdBytes, min(inline, valueThresholdMax-recordOverheadMax))
 	check(o.ChunkBytes >= 1<<10 && o.ChunkBytes <= min(inline, valueThresholdMax-recordOverheadMax),
 		"ChunkBytes is %d, must be 1024 to %d with this MemtableBytes", o.ChunkBytes, min(inline, valueThresholdMax-recordOverheadMax))
+	check(o.CompressLevel >= 1 && o.CompressLevel <= 4, "CompressLevel is %d, must be 1 to 4", o.CompressLevel)
 	if len(faults) > 0 {
 		return fmt.Errorf("invalid engine options: %w", errors.Join(faults...))
 	}

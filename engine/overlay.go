@@ -20,6 +20,8 @@ type staged struct {
 	hash uint64
 	next int32 // the record before it with the same hash, or -1
 
+	place int32 // in all
+
 	// Before the entry; zero if there was nothing. Its value is read only if it is asked for.
 	oldExists bool
 	old       storedRecord
@@ -28,6 +30,7 @@ type staged struct {
 	exists bool
 	now    storedRecord
 	dirty  bool
+	over   bool   // the put that made now met a record
 	stored []byte // the stored form of now, when it was stored in one piece
 }
 
@@ -53,7 +56,7 @@ func (o *overlay) add(hash uint64, recordKey []byte) *staged {
 		next = -1
 	}
 	o.byHash[hash] = int32(len(o.all))
-	o.all = append(o.all, staged{key: recordKey, hash: hash, next: next})
+	o.all = append(o.all, staged{key: recordKey, hash: hash, next: next, place: int32(len(o.all))})
 	return &o.all[len(o.all)-1]
 }
 
@@ -72,7 +75,9 @@ func (o *overlay) reset() {
 func (st *staged) live(t int64) bool { return st.exists && !st.now.expired(t) }
 
 // put stages r as the record.
-func (st *staged) put(r *storedRecord) { st.exists, st.dirty, st.now = true, true, *r }
+func (st *staged) put(r *storedRecord) {
+	st.over, st.exists, st.dirty, st.now = st.exists, true, true, *r
+}
 
 // remove stages the record's end.
 func (st *staged) remove() { st.exists, st.dirty, st.now = false, true, storedRecord{} }

@@ -178,6 +178,38 @@ func (r *reader) get(key []byte, fn func(value []byte) error) (found bool, err e
 // until fn returns; value reads the value, valid until the next call of value or until fn returns; it is
 // nil when keysOnly. fn may call r.get and r.iterate; the latter reuses the buffer behind value.
 func (r *reader) iterate(lower, upper []byte, reverse, keysOnly bool, fn func(key []byte, value func() ([]byte, error)) (more bool, err error)) error {
+	w := r.walk(lower, upper, reverse)
+	defer w.close()
+	var value func() ([]byte, error)
+	if !keysOnly {
+		value = func() ([]byte, error) {
+			err := w.value(func(b []byte) error {
+				r.buf = append(r.buf[:0], b...)
+				return nil
+			})
+			return r.buf, err
+		}
+	}
+	for ; w.valid(); w.next() {
+		more, err := fn(w.key(), value)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// walk is a way through the keys of [lower, upper), in key order or in reverse, that can leave keys out. It belongs
+// to who has the reader, and ends before that does.
+type walk struct {
+	it           *badger.Iterator
+	lower, upper []byte
+	reverse      bool
+	onKey        bool // of the range; else the walk has ended
+}
+
+// walk begins a walk at its first key; an empty lower or upper is no bound. It keeps both slices.
+func (r *reader) walk(lower, upper []byte, reverse bool) *walk {
 	o := badger.DefaultIteratorOptions
 	// Prefetching starts a goroutine per item: 4 to 6 times slower here, where all values are in the tables.
 	o.PrefetchValues = false
@@ -186,45 +218,79 @@ func (r *reader) iterate(lower, upper []byte, reverse, keysOnly bool, fn func(ke
 		// Every key in the range shares this prefix; Badger skips tables that have none of it.
 		o.Prefix = commonPrefix(lower, upper)
 	}
-	it := r.txn.NewIterator(o)
-	defer it.Close()
-
-	var item *badger.Item
-	var value func() ([]byte, error)
-	if !keysOnly {
-		value = func() (b []byte, err error) {
-			r.buf, err = item.ValueCopy(r.buf[:0])
-			if err != nil {
-				return nil, fmt.Errorf("cannot read value of key %q: %w", item.Key(), err)
-			}
-			return r.buf, nil
-		}
-	}
+	w := &walk{it: r.txn.NewIterator(o), lower: lower, upper: upper, reverse: reverse}
 	if reverse {
-		it.Seek(upper)
+		w.seek(upper)
 	} else {
-		it.Seek(lower)
+		w.seek(lower)
 	}
-	for ; it.Valid(); it.Next() {
-		item = it.Item()
-		key := item.Key()
-		if reverse {
-			if len(upper) > 0 && string(key) >= string(upper) {
-				continue // Seek stops at upper itself, which the range excludes.
-			}
-			if string(key) < string(lower) {
-				break
-			}
-		} else if len(upper) > 0 && string(key) >= string(upper) {
-			break
-		}
-		more, err := fn(key, value)
-		if err != nil || !more {
-			return err
-		}
-	}
-	return nil
+	return w
 }
+
+// seek goes to the first key at or above bound, in reverse to the first below it, or to the last if there is none.
+func (w *walk) seek(bound []byte) {
+	w.it.Seek(bound)
+	if w.reverse && len(bound) > 0 && w.it.Valid() && string(w.it.Item().Key()) >= string(bound) {
+		w.it.Next() // Seek stops at bound itself
+	}
+	w.settle()
+}
+
+// settle looks whether the iterator stands in the range.
+func (w *walk) settle() {
+	switch {
+	case !w.it.Valid():
+		w.onKey = false
+	case w.reverse:
+		w.onKey = string(w.it.Item().Key()) >= string(w.lower)
+	default:
+		w.onKey = len(w.upper) == 0 || string(w.it.Item().Key()) < string(w.upper)
+	}
+}
+
+// valid reports whether the walk is at a key.
+func (w *walk) valid() bool { return w.onKey }
+
+// key gives the key, good until the walk goes on. REQUIRES: valid.
+func (w *walk) key() []byte { return w.it.Item().Key() }
+
+// value calls fn with the value, a view that is good until fn returns; fn may read other keys. Its error is returned
+// as it is. REQUIRES: valid.
+func (w *walk) value(fn func(value []byte) error) error {
+	item := w.it.Item()
+	var mine error
+	err := item.Value(func(b []byte) error {
+		mine = fn(b)
+		return mine
+	})
+	if err != nil && mine == nil {
+		return fmt.Errorf("cannot read value of key %q: %w", item.Key(), err)
+	}
+	return err
+}
+
+// next goes on to the next key. REQUIRES: valid.
+func (w *walk) next() {
+	w.it.Next()
+	w.settle()
+}
+
+// skipNextsMax is how many keys skip passes one by one before it seeks, which costs as much as about three of them.
+const skipNextsMax = 2
+
+// skip goes on at the first key at or above bound, in reverse at the first below it. REQUIRES: valid; bound isn't
+// behind the walk.
+func (w *walk) skip(bound []byte) {
+	for range skipNextsMax {
+		if w.next(); !w.onKey || (string(w.key()) < string(bound)) == w.reverse {
+			return
+		}
+	}
+	w.seek(bound)
+}
+
+// close ends the walk.
+func (w *walk) close() { w.it.Close() }
 
 // commonPrefix returns the longest common prefix of a and b, a view of a.
 func commonPrefix(a, b []byte) []byte {

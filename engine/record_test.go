@@ -28,6 +28,10 @@ func goldenForms() []struct {
 	r.Ext, r.Value = wire.AppendExtTag(nil, "colour", "red"), []byte("hello")
 	manifest := r
 	manifest.Value, manifest.valueLen, manifest.chunks = nil, 700_000, 3
+	packed := r
+	packed.valueLen, packed.codec, packed.packed, packed.packedLen, packed.Value = 5000, wire.CodecLZ4, []byte("packed"), 6, nil
+	packedManifest := manifest
+	packedManifest.codec, packedManifest.packedLen = wire.CodecZstd, 600_000
 	chunkKey := appendChunkKey(nil, key, 2)
 	sessionKey := appendSessionKey(nil, 0x500000)
 	place := journalPlace{ts: 42, part: 1}
@@ -48,6 +52,9 @@ func goldenForms() []struct {
 		{"journal", journalKey, appendSeal(journal, 0, journalKey)},
 		{"marker", markerKey, appendMarker(nil, &m)},
 		{"cursor (not stored)", nil, appendCursor(nil, &cursor{history: testInit.HistoryID, rev: 0x2a00001, time: 5, listing: 6, last: []byte("user:123")})},
+		{"record, compressed", key, appendRecord(nil, key, &packed)},
+		{"manifest of a chunked record, compressed", key, appendRecord(nil, key, &packedManifest)},
+		{"cursor behind a common prefix (not stored)", nil, appendCursor(nil, &cursor{history: testInit.HistoryID, rev: 0x2a00001, time: 5, listing: 6, rolled: true, last: []byte("user:")})},
 	}
 }
 

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"math/big"
+	"regexp"
 	"slices"
 
 	"kvstore/wire"
@@ -18,9 +21,11 @@ type reference struct {
 	histories [][16]byte
 	now       int64
 	positions int
-	begun     bool
+	level     uint16
 	first     bool // the operation at hand is the first of its entry
 	records   map[string]*modelRecord
+	spaces    map[uint32]*modelSpace
+	nextSpace uint32
 	sessions  map[uint64]*modelSession
 	effects   []Effect
 	bytesMax  int64 // of all kept answers
@@ -33,6 +38,16 @@ type modelRecord struct {
 	meta  wire.Meta
 	ext   []byte
 	value []byte
+}
+
+// modelSpace is a namespace; that of the system keyspace is none.
+type modelSpace struct {
+	name      string
+	dropping  bool
+	droppedAt uint64
+	settings  wire.NamespaceSettings
+	created   int64
+	cursor    string
 }
 
 type modelSession struct {
@@ -93,24 +108,28 @@ func sortedKeys[K uint64 | string, V any](in map[K]V) (keys []K) {
 }
 
 func (m *reference) execute(op *wire.Op) wire.Result {
-	if !m.begun && op.Op != wire.OpInit {
+	if m.level == 0 && op.Op != wire.OpInit {
 		return wire.Result{Status: wire.StatusNotReady}
 	}
 	switch op.Op {
 	case wire.OpInit:
-		if m.begun {
+		if m.level > 0 {
 			return wire.Result{Status: wire.StatusBadRequest}
 		}
-		m.begun = true
 		var in wire.Init
 		if err := wire.DecodeInit(op.Payload, &in); err != nil {
 			panic(err)
 		}
 		m.histories = [][16]byte{in.HistoryID}
+		m.level = in.Level
+		m.spaces, m.nextSpace = map[uint32]*modelSpace{1: {name: "default"}}, 2
 		rev := m.put(0, "cluster_id", nil, in.ClusterID[:], 0)
 		m.put(0, "history_id", nil, in.HistoryID[:], 0)
-		m.put(0, "level", nil, []byte{1, 0}, 0)
+		m.put(0, "level", nil, []byte{byte(m.level), 0}, 0)
 		m.put(0, "base", nil, make([]byte, 8), 0)
+		if m.level >= 2 {
+			m.beginSpaces()
+		}
 		return wire.Result{Rev: rev}
 	case wire.OpSessionOpen:
 		id := m.rev()
@@ -136,11 +155,24 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 			return wire.Result{Status: wire.StatusBadRequest}
 		}
 		return m.expire(int(n))
+	case wire.OpLevel:
+		return m.raise(op)
 	case wire.OpPut, wire.OpDelete, wire.OpBatch, wire.OpTxn:
-		if op.Namespace != 1 {
-			return wire.Result{Status: wire.StatusNoNamespace}
+		if m.level == 1 {
+			if op.Namespace != 1 {
+				return wire.Result{Status: wire.StatusNoNamespace}
+			}
+			op = inTheEyesOfLevel1(op)
 		}
 		return m.write(op)
+	case wire.OpTouch, wire.OpIncrement:
+		if m.level >= 2 {
+			return m.write(op)
+		}
+	case wire.OpNamespace:
+		if m.level >= 2 {
+			return m.changeNamespace(op)
+		}
 	}
 	return wire.Result{Status: wire.StatusUnknownOp}
 }
@@ -230,6 +262,9 @@ func (m *reference) mutate(op *wire.Op) wire.Result {
 	if m.answer != nil {
 		return m.answer(m, op)
 	}
+	if s := m.spaces[op.Namespace]; s == nil || s.dropping {
+		return wire.Result{Status: wire.StatusNoNamespace}
+	}
 	switch op.Op {
 	case wire.OpBatch, wire.OpTxn:
 		return m.group(op)
@@ -241,11 +276,17 @@ func (m *reference) mutate(op *wire.Op) wire.Result {
 		return wire.Result{Status: ref.Status}
 	}
 	it := wire.Item{Op: op.Op, Ext: op.Ext, Key: op.Key, Value: op.Payload}
-	if failed := m.failed(nil, 0, &it); len(failed) > 0 {
+	if failed := m.failed(nil, op.Namespace, 0, &it); len(failed) > 0 {
 		return wire.Result{Status: wire.StatusConditionFailed, Payload: wire.AppendFailed(nil, failed)}
 	}
-	st, rev := m.perform(&it)
-	return wire.Result{Status: st, Rev: rev}
+	return m.guardedIfLimited(op.Namespace, func() wire.Result {
+		st, rev, counter := m.perform(op.Namespace, &it)
+		res := wire.Result{Status: st, Rev: rev}
+		if st == wire.StatusOK && op.Op == wire.OpIncrement {
+			res.Payload = wire.AppendCounter(nil, rev, counter)
+		}
+		return res
+	})
 }
 
 func (m *reference) group(op *wire.Op) wire.Result {
@@ -262,48 +303,290 @@ func (m *reference) group(op *wire.Op) wire.Result {
 			panic(err)
 		}
 	}
+	ns := op.Namespace
 	atomic := op.Op == wire.OpTxn || flags&wire.GroupAtomic != 0
 	if atomic {
 		var failed []wire.FailedCondition
 		for i := range items {
-			failed = m.failed(failed, i, &items[i])
+			failed = m.failed(failed, ns, i, &items[i])
 		}
 		if len(failed) > 0 {
 			failed = failed[:min(len(failed), wire.FailedConditionsMax)]
 			return wire.Result{Status: wire.StatusConditionFailed, Payload: wire.AppendFailed(nil, failed)}
 		}
 	}
+	if !atomic {
+		return m.members(ns, items, func(it *wire.Item) (wire.Item, wire.Revision, wire.Result) {
+			first := len(m.effects)
+			var out wire.Item
+			var rev wire.Revision
+			res := m.guardedIfLimited(ns, func() (res wire.Result) {
+				out, rev = m.member(ns, it, true)
+				return wire.Result{Status: out.Status}
+			})
+			if res.Status == wire.StatusQuota {
+				out, rev = wire.Item{Op: it.Op, Status: res.Status, Value: res.Payload}, 0
+			}
+			m.endTransaction(first)
+			return out, rev, wire.Result{}
+		})
+	}
+	return m.guarded(ns, func() wire.Result {
+		i := -1
+		return m.members(ns, items, func(it *wire.Item) (out wire.Item, rev wire.Revision, refused wire.Result) {
+			i++
+			if out, rev = m.member(ns, it, false); out.Status == wire.StatusNotANumber {
+				refused = wire.Result{Status: out.Status, Payload: fmt.Appendf(nil, "operation %d: %s", i, out.Status.Info().Message)}
+			}
+			return out, rev, refused
+		})
+	})
+}
+
+// members makes the answer of a group out of what fn makes of each member, or that of the first that fn refuses.
+func (m *reference) members(ns uint32, items []wire.Item, fn func(it *wire.Item) (wire.Item, wire.Revision, wire.Result)) wire.Result {
 	var first wire.Revision
 	var reply []byte
 	for i := range items {
-		it, effects := &items[i], len(m.effects)
-		out := wire.Item{Op: it.Op}
-		switch {
-		case !atomic && len(m.failed(nil, 0, it)) > 0:
-			out.Status = wire.StatusConditionFailed
-			out.Value = wire.AppendFailed(nil, m.failed(nil, 0, it))
-		case it.Op == wire.OpGet:
-			out.Status = wire.StatusNotFound
-			if r := m.live(1, it.Key); r != nil {
-				out.Status = wire.StatusOK
-				out.Ext = append(wire.AppendExtMeta(nil, &r.meta), r.ext...)
-				out.Value = r.value
-			}
-		case it.Op == wire.OpCheck:
-		default:
-			var rev wire.Revision
-			out.Status, rev = m.perform(it)
-			out.Value = wire.AppendVersion(nil, rev)
-			if first == 0 {
-				first = rev
-			}
+		out, rev, refused := fn(&items[i])
+		if refused.Status != wire.StatusOK {
+			return refused
 		}
-		if !atomic {
-			m.endTransaction(effects)
+		if first == 0 {
+			first = rev
 		}
 		reply = wire.AppendItem(reply, &out)
 	}
-	return wire.Result{Rev: first, Payload: append(wire.AppendResultHeader(nil, first, n), reply...)}
+	return wire.Result{Rev: first, Payload: append(wire.AppendResultHeader(nil, first, len(items)), reply...)}
+}
+
+// member executes one member; with conditions, if they are its own affair.
+func (m *reference) member(ns uint32, it *wire.Item, conditions bool) (out wire.Item, rev wire.Revision) {
+	out.Op = it.Op
+	switch {
+	case conditions && len(m.failed(nil, ns, 0, it)) > 0:
+		out.Status = wire.StatusConditionFailed
+		out.Value = wire.AppendFailed(nil, m.failed(nil, ns, 0, it))
+	case it.Op == wire.OpGet:
+		out.Status = wire.StatusNotFound
+		if r := m.live(ns, it.Key); r != nil {
+			out.Status = wire.StatusOK
+			out.Ext = append(wire.AppendExtMeta(nil, &r.meta), r.ext...)
+			out.Value = r.value
+		}
+	case it.Op == wire.OpCheck:
+	default:
+		var counter int64
+		out.Status, rev, counter = m.perform(ns, it)
+		switch {
+		case out.Status == wire.StatusNotANumber:
+		case it.Op == wire.OpIncrement:
+			out.Value = wire.AppendCounter(nil, rev, counter)
+		default:
+			out.Value = wire.AppendVersion(nil, rev)
+		}
+	}
+	return out, rev
+}
+
+// guardedIfLimited is guarded for one mutation, which by itself does nothing when it is refused.
+func (m *reference) guardedIfLimited(ns uint32, fn func() wire.Result) wire.Result {
+	if s := m.spaces[ns].settings; s.BytesMax|s.KeysMax == 0 {
+		return fn()
+	}
+	return m.guarded(ns, fn)
+}
+
+// guarded does what fn does, unless that is refused or exceeds a quota: then nothing happens.
+func (m *reference) guarded(ns uint32, fn func() wire.Result) wire.Result {
+	records, positions, effects := m.records, m.positions, len(m.effects)
+	m.records = maps.Clone(m.records)
+	keys, bytes := m.usage(ns)
+	res := fn()
+	newKeys, newBytes := m.usage(ns)
+	s := m.spaces[ns]
+	over := func(what string, before, after, most uint64) {
+		if most > 0 && after > most && after > before && res.Status.Class() == wire.ClassResult {
+			res = wire.Result{Status: wire.StatusQuota, Payload: fmt.Appendf(nil, "quota of %s: namespace %q holds %d and may hold %d, this write needs %d more; nothing was changed: delete some, or raise the quota",
+				what, s.name, before, most, after-before)}
+		}
+	}
+	over("keys", keys, newKeys, s.settings.KeysMax)
+	over("bytes", bytes, newBytes, s.settings.BytesMax)
+	if res.Status.Class() != wire.ClassResult {
+		m.records, m.positions, m.effects = records, positions, m.effects[:effects]
+	}
+	return res
+}
+
+// usage counts what a namespace holds.
+func (m *reference) usage(ns uint32) (keys, bytes uint64) {
+	if ns != 1 && m.spaces[ns] == nil {
+		return 0, 0
+	}
+	for k, r := range m.records {
+		if namespaceOf([]byte(k)) == ns {
+			keys++
+			bytes += uint64(len(userKey([]byte(k))) + len(r.ext) + len(r.value))
+		}
+	}
+	return keys, bytes
+}
+
+func (m *reference) raise(op *wire.Op) wire.Result {
+	level, err := wire.DecodeLevel(op.Payload)
+	switch {
+	case err != nil:
+		return wire.Result{Status: wire.StatusBadRequest}
+	case level == m.level:
+		return wire.Result{}
+	case level != m.level+1:
+		return wire.Result{Status: wire.StatusBadRequest}
+	}
+	m.level = level
+	rev := m.put(0, "level", nil, []byte{byte(level), 0}, 0)
+	m.beginSpaces()
+	return wire.Result{Rev: rev}
+}
+
+func (m *reference) beginSpaces() {
+	m.spaces[1].created = m.now
+	m.putSpace(1)
+	m.putNextSpace()
+}
+
+func (m *reference) putNextSpace() {
+	m.put(0, "namespace_next", nil, binary.LittleEndian.AppendUint32(nil, m.nextSpace), 0)
+}
+
+func (m *reference) putSpace(id uint32) wire.Revision {
+	s := m.spaces[id]
+	b := []byte{1, 0, byte(s.settings.Compress), byte(len(s.name)), 0, 0, 0, 0}
+	if s.dropping {
+		b[1] = 1
+	}
+	for _, v := range []uint64{uint64(s.created), s.settings.BytesMax, s.settings.KeysMax, s.settings.OpsPerSecond, s.settings.WatchesMax} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return m.put(0, fmt.Sprintf("namespace/%08x", id), nil, append(append(b, s.name...), s.cursor...), 0)
+}
+
+func (m *reference) changeNamespace(op *wire.Op) wire.Result {
+	var c wire.NamespaceChange
+	if wire.DecodeNamespaceChange(op.Payload, &c) != nil {
+		return wire.Result{Status: wire.StatusBadRequest}
+	}
+	var id uint32
+	for n, s := range m.spaces {
+		if s.name == c.Name && !s.dropping {
+			id = n
+		}
+	}
+	switch {
+	case c.Action == wire.NamespacePurge:
+		return m.purge(c.ID, int(min(c.Max, wire.PurgeMax)))
+	case c.Action == wire.NamespaceCreate && id != 0:
+		return wire.Result{Status: wire.StatusNamespaceExists}
+	case c.Action == wire.NamespaceCreate:
+		id = m.nextSpace
+		m.nextSpace++
+		m.spaces[id] = &modelSpace{name: c.Name, settings: c.Settings, created: m.now}
+		rev := m.putSpace(id)
+		m.putNextSpace()
+		return wire.Result{Rev: rev}
+	case id == 0:
+		return wire.Result{Status: wire.StatusNoNamespace}
+	case c.Action == wire.NamespaceSet:
+		m.spaces[id].settings = c.Settings
+	case id == 1:
+		return wire.Result{Status: wire.StatusBadRequest}
+	default:
+		m.spaces[id].dropping, m.spaces[id].droppedAt = true, m.index
+	}
+	return wire.Result{Rev: m.putSpace(id)}
+}
+
+func (m *reference) purge(id uint32, most int) wire.Result {
+	s := m.spaces[id]
+	if s == nil || !s.dropping {
+		return wire.Result{Status: wire.StatusNoNamespace}
+	}
+	if s.droppedAt == m.index {
+		return wire.Result{Status: wire.StatusRetryLater}
+	}
+	var first wire.Revision
+	for _, k := range sortedKeys(m.records) {
+		if namespaceOf([]byte(k)) != id || most == 0 {
+			continue
+		}
+		most--
+		kind := EffectDelete
+		if s.cursor = string(userKey([]byte(k))); m.live(id, []byte(s.cursor)) == nil {
+			kind = EffectExpire
+		}
+		rev := m.remove(k, kind)
+		if first == 0 {
+			first = rev
+		}
+	}
+	var rev wire.Revision
+	if keys, _ := m.usage(id); keys > 0 {
+		rev = m.putSpace(id)
+	} else {
+		rev = m.remove(modelKey(0, fmt.Sprintf("namespace/%08x", id)), EffectDelete)
+		delete(m.spaces, id)
+	}
+	if first == 0 {
+		first = rev
+	}
+	return wire.Result{Rev: first}
+}
+
+// inTheEyesOfLevel1 gives a write as a build sees it that knows level 1 only: other numbers, which no build knows, stand
+// in the place of what level 2 has brought.
+func inTheEyesOfLevel1(op *wire.Op) *wire.Op {
+	out := *op
+	out.Ext = extInTheEyesOfLevel1(op.Ext)
+	if op.Op != wire.OpBatch && op.Op != wire.OpTxn {
+		return &out
+	}
+	flags, n, rest, err := wire.DecodeGroup(op.Payload)
+	if err != nil {
+		return &out
+	}
+	p := wire.AppendGroupHeader(nil, flags, n)
+	for range n {
+		var it wire.Item
+		next, err := wire.NextItem(rest, &it)
+		if err != nil {
+			break
+		}
+		if rest = next; it.Op == 0x24 || it.Op == 0x25 {
+			it.Op = 0xee
+		}
+		it.Ext = extInTheEyesOfLevel1(it.Ext)
+		p = wire.AppendItem(p, &it)
+	}
+	out.Payload = append(p, rest...)
+	return &out
+}
+
+func extInTheEyesOfLevel1(ext []byte) (out []byte) {
+	for len(ext) > 0 {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			break
+		}
+		element := bytes.Clone(ext[:len(ext)-len(rest)])
+		switch {
+		case t == 25 || t == 29:
+			element[0] = 61
+		case t == wire.ExtCondition && len(v) > 0 && v[0] > 4:
+			element[len(element)-len(v)] = 200
+		}
+		out, ext = append(out, element...), rest
+	}
+	return append(out, ext...)
 }
 
 func modelKey(ns uint32, key string) string { return string(appendRecordKey(nil, ns, []byte(key))) }
@@ -317,8 +600,8 @@ func (m *reference) live(ns uint32, key []byte) *modelRecord {
 	return r
 }
 
-func (m *reference) failed(failed []wire.FailedCondition, i int, it *wire.Item) []wire.FailedCondition {
-	r := m.live(1, it.Key)
+func (m *reference) failed(failed []wire.FailedCondition, ns uint32, i int, it *wire.Item) []wire.FailedCondition {
+	r := m.live(ns, it.Key)
 	ext := it.Ext
 	for n := uint32(0); ; n++ {
 		c, rest, ok := wire.NextCondition(ext)
@@ -336,6 +619,12 @@ func (m *reference) failed(failed []wire.FailedCondition, i int, it *wire.Item) 
 			holds = r == nil
 		case wire.ConditionValue:
 			holds = r != nil && bytes.Equal(r.value, c.Operand)
+		case wire.ConditionTag:
+			holds = r != nil && m.hasTag(r, c.Operand)
+		case wire.ConditionTagPresent:
+			holds = r != nil && m.hasTagNamed(r, c.Operand)
+		case wire.ConditionTagAbsent:
+			holds = r != nil && !m.hasTagNamed(r, c.Operand)
 		}
 		if !holds {
 			failed = append(failed, wire.FailedCondition{Operation: uint32(i), Condition: n})
@@ -343,18 +632,67 @@ func (m *reference) failed(failed []wire.FailedCondition, i int, it *wire.Item) 
 	}
 }
 
-func (m *reference) perform(it *wire.Item) (wire.Status, wire.Revision) {
-	if it.Op == wire.OpDelete {
-		if m.live(1, it.Key) == nil {
-			return wire.StatusNotFound, 0
+// hasTag reports whether r has a tag, encoded as in its element.
+func (m *reference) hasTag(r *modelRecord, tag []byte) bool {
+	element := wire.AppendExt(nil, wire.ExtTag, tag)
+	return bytes.Contains(r.ext, element)
+}
+
+func (m *reference) hasTagNamed(r *modelRecord, name []byte) bool {
+	for ext := r.ext; len(ext) > 0; {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			panic(err)
 		}
-		return wire.StatusOK, m.remove(modelKey(1, string(it.Key)), EffectDelete)
+		if ext = rest; t == wire.ExtTag && string(v[1:1+v[0]]) == string(name) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *reference) perform(ns uint32, it *wire.Item) (st wire.Status, rev wire.Revision, counter int64) {
+	r := m.live(ns, it.Key)
+	if it.Op == wire.OpDelete {
+		if r == nil {
+			return wire.StatusNotFound, 0, 0
+		}
+		return wire.StatusOK, m.remove(modelKey(ns, string(it.Key)), EffectDelete), 0
 	}
 	var mu wire.Mutation
 	if ref := wire.DecodeMutation(it.Op, it.Ext, &mu); ref != nil {
 		panic(ref)
 	}
-	return wire.StatusOK, m.put(1, string(it.Key), wire.AppendKept(nil, it.Ext), it.Value, mu.TTLMs)
+	switch it.Op {
+	case wire.OpPut:
+		return wire.StatusOK, m.put(ns, string(it.Key), wire.AppendKept(nil, it.Ext), it.Value, mu.TTLMs), 0
+	case wire.OpTouch:
+		if r == nil {
+			return wire.StatusNotFound, 0, 0
+		}
+		return wire.StatusOK, m.put(ns, string(it.Key), r.ext, r.value, mu.TTLMs), 0
+	}
+	sum, ok := new(big.Int), true
+	sum.SetInt64(int64(binary.LittleEndian.Uint64(it.Value)))
+	if r == nil {
+		counter = sum.Int64()
+		return wire.StatusOK, m.put(ns, string(it.Key), nil, fmt.Append(nil, counter), mu.TTLMs), counter
+	}
+	old := new(big.Int)
+	if ok = len(r.value) <= 20 && regexp.MustCompile(`^-?[0-9]+$`).Match(r.value); ok {
+		old.SetString(string(r.value), 10)
+	}
+	if sum.Add(sum, old); !ok || !old.IsInt64() || !sum.IsInt64() {
+		return wire.StatusNotANumber, 0, 0
+	}
+	counter = sum.Int64()
+	deadline := r.meta.ExpiresAt
+	rev = m.put(ns, string(it.Key), r.ext, fmt.Append(nil, counter), mu.TTLMs)
+	if mu.TTLMs == 0 {
+		m.records[modelKey(ns, string(it.Key))].meta.ExpiresAt = deadline
+		m.effects[len(m.effects)-1].Record.Meta.ExpiresAt = deadline
+	}
+	return wire.StatusOK, rev, counter
 }
 
 func (m *reference) put(ns uint32, key string, ext, value []byte, ttlMs uint64) wire.Revision {
@@ -371,15 +709,16 @@ func (m *reference) put(ns uint32, key string, ext, value []byte, ttlMs uint64) 
 		}
 	}
 	meta.Version = m.rev()
+	_, over := m.records[k]
 	m.records[k] = &modelRecord{meta: meta, ext: bytes.Clone(ext), value: bytes.Clone(value)}
-	m.effects = append(m.effects, Effect{Rev: meta.Version, Kind: EffectPut, Namespace: ns, Key: []byte(key), Record: wire.Record{Meta: meta, Ext: ext, Value: value}})
+	m.effects = append(m.effects, Effect{Rev: meta.Version, Kind: EffectPut, Namespace: ns, Key: []byte(key), Record: wire.Record{Meta: meta, Ext: ext, Value: value}, Previous: over})
 	return meta.Version
 }
 
 func (m *reference) remove(k string, kind EffectKind) wire.Revision {
 	rev := m.rev()
 	delete(m.records, k)
-	m.effects = append(m.effects, Effect{Rev: rev, Kind: kind, Namespace: namespaceOf([]byte(k)), Key: userKey([]byte(k))})
+	m.effects = append(m.effects, Effect{Rev: rev, Kind: kind, Namespace: namespaceOf([]byte(k)), Key: userKey([]byte(k)), Previous: true})
 	return rev
 }
 

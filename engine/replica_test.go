@@ -60,6 +60,7 @@ func anyOptions(t testing.TB, rng *rand.Rand, dir string) Options {
 	o.PinBytesMax = pick(1<<20, 8<<30)
 	o.CacheBytes = pick(-1, stripeBytesMin, 1<<20, 16<<20)
 	o.ChunkThresholdBytes = int(pick(0, 1, 100, 4<<10, 40<<10))
+	o.CompressThresholdBytes = int(pick(-1, 0, 1, 100))
 	o.ChunkBytes = int(pick(0, 1<<10, 5000, 40<<10))
 	if rng.IntN(2) == 0 {
 		o.hooks.duringRead = runtime.Gosched // so that entries are applied between what a reader reads and what it believes
@@ -213,7 +214,7 @@ func (r *replica) dump() []string {
 	var lines []string
 	err := in.store.read(0, func(rd *reader) error {
 		lines = lines[:0]
-		for _, family := range []byte{familyRecord, familyExpiry, familySession, familyJournal, familyMarker} {
+		for _, family := range []byte{familyRecord, familyExpiry, familySession, familyJournal, familyMarker, familyUsage} {
 			lower, upper := familyRange(family)
 			err := rd.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
 				stored, err := value()
@@ -228,11 +229,9 @@ func (r *replica) dump() []string {
 				if err := decodeRecord(key, stored, &rec); err != nil {
 					return false, err
 				}
-				body := rec.Value
-				if rec.chunks > 0 {
-					if body, err = appendChunks(nil, rd, key, &rec); err != nil {
-						return false, err
-					}
+				body, err := appendValue(nil, rd, key, &rec)
+				if err != nil {
+					return false, err
 				}
 				lines = append(lines, fmt.Sprintf("%q = %+v %x, %d bytes %x", key, rec.Meta, rec.Ext, len(body), xxhash.Sum64(body)))
 				return true, nil
@@ -257,7 +256,8 @@ func (r *replica) dump() []string {
 		lines = append(lines, fmt.Sprintf("journal %v: %d answers", place, j.live))
 	}
 	id := in.identity.Load()
-	lines = append(lines, fmt.Sprintf("%d bytes of answers", t.bytes), fmt.Sprintf("identity %+v", *id), fmt.Sprintf("members %+v", r.e.Members()))
+	lines = append(lines, fmt.Sprintf("%d bytes of answers", t.bytes), fmt.Sprintf("identity %+v", *id), fmt.Sprintf("members %+v", r.e.Members()),
+		fmt.Sprintf("namespaces %+v", r.e.Namespaces()))
 	st, err := r.e.Stats()
 	r.check("stats", err)
 	due, ok := r.e.DueExpiry()

@@ -313,7 +313,7 @@ func (s *scrubber) records() error {
 		}
 		n := len(stored)
 		if v.rec.chunks > 0 {
-			n += len(v.value)
+			n += int(v.rec.bodyLen())
 		}
 		if v.rec.Meta.ExpiresAt == 0 {
 			return n, nil
@@ -347,7 +347,7 @@ func (s *scrubber) expiries() error {
 	}, nil)
 }
 
-// compare reads what is left, sessions and kept answers, at one revision, and compares what it all adds up to
+// compare reads what is left, sessions, kept answers and the usage of namespaces, at one revision, and compares what it all adds up to
 // with the digest that Apply has carried along. They are bounded: at the lowest rate it takes minutes, which a
 // pin lasts.
 func (s *scrubber) compare() error {
@@ -378,8 +378,19 @@ func (s *scrubber) compare() error {
 		}
 		sum.digest.add(part)
 	}
+	var held usage
+	lower, upper := familyRange(familyUsage)
+	err := s.slices(lower, upper, want.ts, func(*reader) {}, func(key, stored []byte) (int, error) {
+		_, u, err := decodeUsage(key, stored)
+		held.records += u.records
+		held.bytes += u.bytes
+		return len(stored), err
+	}, nil)
+	if err != nil {
+		return err
+	}
 	var stored marker
-	err := s.in.store.read(want.ts, func(r *reader) error { return readMarker(r, &stored) })
+	err = s.in.store.read(want.ts, func(r *reader) error { return readMarker(r, &stored) })
 	if err != nil && !errors.Is(err, ErrRecordDamaged) {
 		return err
 	}
@@ -395,6 +406,8 @@ func (s *scrubber) compare() error {
 		s.mismatch("%x carried along, %x computed over %d records", want.digest.bytes(), sum.digest.bytes(), sum.records)
 	case sum.records != want.records || sum.bytes != want.bytes:
 		s.mismatch("%d records of %d bytes carried along, %d of %d counted", want.records, want.bytes, sum.records, sum.bytes)
+	case held != usage{} && held != usage{want.records, want.bytes}: // none is carried along below level 2
+		s.mismatch("%d records of %d bytes carried along, %d of %d for all namespaces", want.records, want.bytes, held.records, held.bytes)
 	case len(s.report.Damaged)+len(s.report.DamagedRanges) > 0:
 		s.report.DigestCause = "it adds up, but there is damage"
 	default:

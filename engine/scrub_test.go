@@ -125,7 +125,7 @@ func TestScrub_LostOrForeignKeys_AreFound(t *testing.T) {
 			d.one(sessionOpenOp())
 			for i := range 2 { // the second one finds it as well, and OnDamage has been called a moment ago
 				if i == 0 {
-					if report, err := d.e.Scrub(t.Context(), ScrubOptions{}); err != nil || !report.Sound() || report.Records != 4+9+2 || report.Index != d.index {
+					if report, err := d.e.Scrub(t.Context(), ScrubOptions{}); err != nil || !report.Sound() || report.Records != initRecords+9+2 || report.Index != d.index {
 						t.Fatalf("before: %+v, %v", report, err)
 					}
 					c.harm(t, d.e)

@@ -16,7 +16,8 @@ const (
 	systemLevel     = "level"      // u16, little endian: the behaviour level
 	systemBase      = "base"       // u64, little endian: ts = base + raft index
 
-	// systemRecords is how many records OpInit writes: the most positions that a single operation takes.
+	// systemRecords bounds the positions that an operation takes if positionsOf says nothing else of it. OpInit, which may
+	// take more, has an entry for itself: nothing before it takes any.
 	systemRecords = 4
 )
 
@@ -45,6 +46,9 @@ func (a *applier) initialise(op *wire.Op) wire.Result {
 	a.putSystem(systemHistoryID, in.HistoryID[:])
 	a.putSystem(systemLevel, binary.LittleEndian.AppendUint16(nil, in.Level))
 	a.putSystem(systemBase, binary.LittleEndian.AppendUint64(nil, a.identity.base))
+	if in.Level >= levelNamespaces {
+		a.beginNamespaces()
+	}
 	a.in.setIdentity(a.identity)
 	return wire.Result{Status: wire.StatusOK, Rev: rev}
 }
@@ -53,11 +57,18 @@ func (a *applier) initialise(op *wire.Op) wire.Result {
 func (a *applier) putSystem(key string, value []byte) wire.Revision {
 	ch := change{
 		op:    wire.OpPut,
-		key:   appendRecordKey(a.mem.alloc(recordKeyPrefixBytes+len(key)), wire.NamespaceSystem, []byte(key)),
+		key:   a.systemKey(key),
 		value: value,
 		m:     wire.Mutation{Checksum: wire.Checksum(value)},
 	}
-	return a.put(a.stage(ch.key), &ch)
+	var r storedRecord
+	a.fill(&r, &ch)
+	return a.write(a.stage(ch.key), &r)
+}
+
+// systemKey gives the record key of a system record, in the arena.
+func (a *applier) systemKey(key string) []byte {
+	return appendRecordKey(a.mem.alloc(recordKeyPrefixBytes+len(key)), wire.NamespaceSystem, []byte(key))
 }
 
 // loadIdentity reads the system records; all zero before OpInit.
@@ -105,8 +116,8 @@ func loadIdentity(r *reader) (id identity, err error) {
 // decodeWhole is decodeRecord for a record whose value may stand in pieces, which it reads from r.
 func decodeWhole(r *reader, key, stored []byte, rec *storedRecord) error {
 	err := decodeRecord(key, stored, rec)
-	if err == nil && rec.chunks > 0 {
-		rec.Value, err = appendChunks(nil, r, key, rec)
+	if err == nil && !rec.inline() {
+		rec.Value, err = appendValue(nil, r, key, rec)
 	}
 	return err
 }
@@ -114,6 +125,11 @@ func decodeWhole(r *reader, key, stored []byte, rec *storedRecord) error {
 // eachSystemRecord calls fn for each system record whose key begins with prefix, in order of keys. rec is good
 // until fn returns.
 func eachSystemRecord(r *reader, prefix string, fn func(rec *storedRecord) error) error {
+	return eachSystemRecordKey(r, prefix, func(_ string, rec *storedRecord) error { return fn(rec) })
+}
+
+// eachSystemRecordKey is eachSystemRecord with the key.
+func eachSystemRecordKey(r *reader, prefix string, fn func(key string, rec *storedRecord) error) error {
 	lower := appendRecordKey(nil, wire.NamespaceSystem, []byte(prefix))
 	upper := successor(slices.Clone(lower))
 	return r.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
@@ -125,6 +141,6 @@ func eachSystemRecord(r *reader, prefix string, fn func(rec *storedRecord) error
 		if err := decodeWhole(r, key, stored, &rec); err != nil {
 			return false, err
 		}
-		return true, fn(&rec)
+		return true, fn(string(userKey(key)), &rec)
 	})
 }

@@ -215,6 +215,7 @@ const (
 	kindSession = "session"
 	kindAnswers = "kept answers"
 	kindMarker  = "marker"
+	kindUsage   = "usage"
 	kindUnknown = "unknown key"
 )
 
@@ -266,6 +267,8 @@ func describeKey(key []byte) DamagedKey {
 		k.Kind = kindAnswers
 	case familyMarker:
 		k.Kind = kindMarker
+	case familyUsage:
+		k.Kind = kindUsage
 	}
 	return k
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -51,10 +52,54 @@ func expireOp(n uint32) testOp {
 	return testOp{wire.Op{Op: wire.OpExpire, Payload: wire.AppendExpire(nil, n)}}
 }
 
-var testInit = wire.Init{ClusterID: [16]byte{0xc1, 2, 3}, HistoryID: [16]byte{0x41, 5, 6}, Level: 1}
+var testInit = wire.Init{ClusterID: [16]byte{0xc1, 2, 3}, HistoryID: [16]byte{0x41, 5, 6}, Level: LevelNewest}
+
+// initRecords is how many records initOp writes.
+const initRecords = 6
 
 func initOp() testOp {
 	return testOp{wire.Op{Op: wire.OpInit, Payload: wire.AppendInit(nil, &testInit)}}
+}
+
+func touchOp(key string, ext []byte) testOp {
+	return testOp{wire.Op{Op: wire.OpTouch, Namespace: 1, Ext: ext, Key: []byte(key)}}
+}
+
+func incrementOp(key string, delta int64, ext []byte) testOp {
+	return testOp{wire.Op{Op: wire.OpIncrement, Namespace: 1, Ext: ext, Key: []byte(key), Payload: wire.AppendIncrement(nil, delta)}}
+}
+
+func levelOp(level uint16) testOp {
+	return testOp{wire.Op{Op: wire.OpLevel, Payload: wire.AppendLevel(nil, level)}}
+}
+
+func namespaceOp(c wire.NamespaceChange) testOp {
+	return testOp{wire.Op{Op: wire.OpNamespace, Payload: wire.AppendNamespaceChange(nil, &c)}}
+}
+
+func createOp(name string, s wire.NamespaceSettings) testOp {
+	return namespaceOp(wire.NamespaceChange{Action: wire.NamespaceCreate, Name: name, Settings: s})
+}
+
+func dropOp(name string) testOp {
+	return namespaceOp(wire.NamespaceChange{Action: wire.NamespaceDrop, Name: name})
+}
+
+func purgeOp(id, most uint32) testOp {
+	return namespaceOp(wire.NamespaceChange{Action: wire.NamespacePurge, ID: id, Max: most})
+}
+
+// in gives the operation another namespace.
+func (o testOp) in(ns uint32) testOp {
+	o.Namespace = ns
+	return o
+}
+
+// initAtOp is initOp at a level of its own.
+func initAtOp(level uint16) testOp {
+	in := testInit
+	in.Level = level
+	return testOp{wire.Op{Op: wire.OpInit, Payload: wire.AppendInit(nil, &in)}}
 }
 
 func sealEntry(t int64, ops ...testOp) []byte {
@@ -183,7 +228,9 @@ func short(s string) string {
 type workload struct {
 	rng      *rand.Rand
 	keys     int
-	bigValue int // largest value
+	bigValue int    // largest value
+	level    uint16 // of OpInit
+	created  uint32 // namespaces, besides the default one
 	now      int64
 	index    uint64
 
@@ -200,7 +247,7 @@ type workloadSession struct {
 
 func newWorkload(seed uint64) *workload {
 	return &workload{
-		rng: rand.New(rand.NewPCG(seed, 1)), keys: 60, bigValue: 40 << 10, now: testEpoch,
+		rng: rand.New(rand.NewPCG(seed, 1)), keys: 60, bigValue: 40 << 10, now: testEpoch, level: uint16(1 + seed%2),
 		versions: make(map[string]wire.Revision), values: make(map[string][]byte),
 	}
 }
@@ -210,7 +257,7 @@ func (w *workload) next() (index uint64, entry []byte) {
 	w.index++
 	w.sent = w.sent[:0]
 	if w.index == 1 {
-		w.sent = append(w.sent, putOp("too early", nil, nil), initOp(), initOp())
+		w.sent = append(w.sent, putOp("too early", nil, nil), initAtOp(w.level), initOp())
 	} else {
 		for range 1 + w.rng.IntN(12) {
 			w.sent = append(w.sent, w.op())
@@ -236,6 +283,8 @@ func (w *workload) learn(results []wire.Result) {
 		case op.Op.Op == wire.OpPut:
 			w.versions[string(op.Key)] = res.Rev
 			w.values[string(op.Key)] = op.Payload
+		case op.Op.Op == wire.OpNamespace && op.Payload[1] == byte(wire.NamespaceCreate):
+			w.created++
 		case op.Op.Op == wire.OpSessionOpen:
 			if g, ok := wire.DecodeSessionGrant(res.Payload); ok {
 				w.sessions = append(w.sessions, &workloadSession{id: g.Session, next: 1})
@@ -257,8 +306,71 @@ func (w *workload) key() string {
 	return fmt.Sprintf("key/%03d", w.rng.IntN(w.keys))
 }
 
+// namespace names one, mostly the default one, which is there at every level.
+func (w *workload) namespace() uint32 {
+	switch w.rng.IntN(6) {
+	case 0, 1:
+		return w.spaceID()
+	case 2:
+		return []uint32{0, 77, wire.NamespaceNone, 1, 1, 1, 1, 1}[w.rng.IntN(8)]
+	}
+	return 1
+}
+
+// spaceID gives the id of a namespace, mostly of one of the newest.
+func (w *workload) spaceID() uint32 {
+	return 1 + max(1, w.created-min(w.created, uint32(w.rng.IntN(4))))
+}
+
+// number makes a value that increments like, or nearly.
+func (w *workload) number() []byte {
+	return []byte([]string{"0", "7", "-12", "007", "-0", "+1", " 1", "1 ", "9223372036854775807", "-9223372036854775808", "9223372036854775808",
+		"00000000000000000001", "000000000000000000001", "-", "1e3", "1_0"}[w.rng.IntN(16)])
+}
+
+func (w *workload) delta() int64 {
+	switch w.rng.IntN(8) {
+	case 0:
+		return math.MaxInt64
+	case 1:
+		return math.MinInt64
+	case 2:
+		return 0
+	}
+	return int64(w.rng.IntN(21)) - 10
+}
+
+// change makes a change of a namespace.
+func (w *workload) change() testOp {
+	c := wire.NamespaceChange{
+		Action: wire.NamespaceAction(1 + w.rng.IntN(4)), Name: []string{"a", "b", "c/d", "default"}[w.rng.IntN(4)],
+		ID: w.spaceID(), Max: uint32(1 + w.rng.IntN(4)),
+		Settings: wire.NamespaceSettings{OpsPerSecond: w.rng.Uint64(), Compress: wire.Codec(w.rng.IntN(4))},
+	}
+	if w.rng.IntN(2) == 0 {
+		c.Settings.KeysMax = uint64(w.rng.IntN(30))
+	}
+	if w.rng.IntN(2) == 0 {
+		c.Settings.BytesMax = uint64(w.rng.IntN(3000))
+	}
+	if c.Name == "default" && c.Settings.KeysMax|c.Settings.BytesMax > 0 && w.rng.IntN(3) > 0 {
+		c.Settings.KeysMax, c.Settings.BytesMax = 0, 0 // most writes go there
+	}
+	op := namespaceOp(c)
+	switch w.rng.IntN(12) {
+	case 0:
+		op.Payload = op.Payload[:len(op.Payload)-1] // refused
+	case 1:
+		op = namespaceOp(wire.NamespaceChange{Action: wire.NamespacePurge, ID: c.ID, Max: math.MaxUint32})
+	}
+	return op
+}
+
 func (w *workload) value() []byte {
 	n := w.rng.IntN(200)
+	if w.rng.IntN(6) == 0 {
+		return w.number()
+	}
 	switch w.rng.IntN(30) {
 	case 0:
 		n = w.rng.IntN(w.bigValue)
@@ -274,13 +386,17 @@ func (w *workload) value() []byte {
 
 func (w *workload) conditions(ext []byte, key string) []byte {
 	for w.rng.IntN(3) == 0 {
-		switch w.rng.IntN(5) {
+		switch w.rng.IntN(8) {
 		case 0:
 			ext = wire.AppendExtVersions(ext, w.versions[key], 12345)
 		case 1:
 			ext = wire.AppendExtCondition(ext, wire.ConditionExists, nil)
 		case 2:
 			ext = wire.AppendExtCondition(ext, wire.ConditionAbsent, nil)
+		case 3:
+			ext = wire.AppendExtTagCondition(ext, "colour", fmt.Sprint(w.rng.IntN(3)))
+		case 4:
+			ext = wire.AppendExtCondition(ext, wire.ConditionTagPresent+wire.ConditionKind(w.rng.IntN(2)), []byte("colour"))
 		default:
 			if v := w.values[key]; len(v) < 1000 {
 				ext = wire.AppendExtCondition(ext, wire.ConditionValue, v)
@@ -296,11 +412,23 @@ func (w *workload) putExt(key string) (ext []byte) {
 		ext = withTTL(ext, time.Duration(1+w.rng.IntN(20_000))*time.Millisecond)
 	}
 	if w.rng.IntN(4) == 0 {
-		ext = wire.AppendExtTag(ext, "colour", fmt.Sprint(w.rng.IntN(9)))
+		ext = wire.AppendExtTag(ext, "colour", fmt.Sprint(w.rng.IntN(3)))
 		ext = wire.AppendExtString(ext, wire.ExtContentType, "text/plain")
 	}
 	if w.rng.IntN(20) == 0 {
 		ext = wire.AppendExtU64(ext, wire.ExtChecksum, 1) // refused
+	}
+	if w.rng.IntN(8) == 0 {
+		ext = wire.AppendExtU8(ext, wire.ExtCompress, uint8(w.rng.IntN(5)))
+	}
+	return ext
+}
+
+// touchExt makes the elements of a touch or an increment.
+func (w *workload) touchExt(key string) (ext []byte) {
+	ext = w.conditions(ext, key)
+	if w.rng.IntN(2) == 0 {
+		ext = withTTL(ext, time.Duration(1+w.rng.IntN(20_000))*time.Millisecond)
 	}
 	return ext
 }
@@ -308,16 +436,20 @@ func (w *workload) putExt(key string) (ext []byte) {
 func (w *workload) item(txn bool) wire.Item {
 	key := w.key()
 	it := wire.Item{Key: []byte(key), Op: wire.OpPut}
-	n := 3
+	n := 5
 	if txn {
-		n = 5
+		n = 7
 	}
 	switch w.rng.IntN(n) {
 	case 0:
 		it.Op, it.Ext = wire.OpDelete, w.conditions(nil, key)
-	case 3:
+	case 1:
+		it.Op, it.Ext = wire.OpTouch, w.touchExt(key)
+	case 2:
+		it.Op, it.Ext, it.Value = wire.OpIncrement, w.touchExt(key), wire.AppendIncrement(nil, w.delta())
+	case 5:
 		it.Op, it.Ext = wire.OpGet, w.conditions(nil, key)
-	case 4:
+	case 6:
 		it.Op, it.Ext = wire.OpCheck, wire.AppendExtCondition(w.conditions(nil, key), wire.ConditionExists, nil)
 	default:
 		it.Ext, it.Value = w.putExt(key), w.value()
@@ -333,9 +465,17 @@ func (w *workload) group(op wire.Opcode, flags uint8) testOp {
 	return groupOp(op, flags, items...)
 }
 
-// write makes a write without a session.
-func (w *workload) write() testOp {
-	switch w.rng.IntN(10) {
+// write makes a write without a session, in any namespace.
+func (w *workload) write() testOp { return w.writeInDefault().in(w.namespace()) }
+
+func (w *workload) writeInDefault() testOp {
+	switch w.rng.IntN(13) {
+	case 10:
+		key := w.key()
+		return touchOp(key, w.touchExt(key))
+	case 11, 12:
+		key := w.key()
+		return incrementOp(key, w.delta(), w.touchExt(key))
 	case 0, 1, 2, 3:
 		key := w.key()
 		return putOp(key, w.value(), w.putExt(key))
@@ -355,6 +495,12 @@ func (w *workload) op() testOp {
 	if w.rng.IntN(80) == 0 {
 		// A few ids, so that some come again.
 		return recoverOp(wire.Recover{HistoryID: [16]byte{9, byte(w.rng.IntN(12))}, BaseRaise: wire.RecoverBaseRaise, At: w.now, Text: "{}"})
+	}
+	switch w.rng.IntN(30) {
+	case 0, 1:
+		return w.change()
+	case 2:
+		return levelOp([]uint16{0, 1, 2, 2, 2, 7}[w.rng.IntN(6)])
 	}
 	switch n := w.rng.IntN(40); {
 	case n == 0:

@@ -1,11 +1,16 @@
 package engine
 
-import "kvstore/wire"
+import (
+	"fmt"
+
+	"kvstore/wire"
+)
 
 // A batch without GroupAtomic is many operations in one: each stands alone and has its own status. An
 // atomic batch and a transaction happen as a whole or not at all: first all conditions of all members are
 // evaluated, against the state before the first of them; only if all hold are the members executed, in
-// order. So a condition never sees what the same transaction writes, and a GET within it does.
+// order. So a condition never sees what the same transaction writes, and a GET within it does. A member that can't be
+// executed, and a quota that all of them together exceed, undo what the members before have done.
 
 // group evaluates a batch or a transaction.
 func (a *applier) group(op *wire.Op) wire.Result {
@@ -17,13 +22,16 @@ func (a *applier) group(op *wire.Op) wire.Result {
 		panic("BUG: a checked group can't be decoded: " + err.Error())
 	}
 	g := group{a: a, ns: op.Namespace, items: items, count: n}
+	g.left, g.counters = n, countIncrements(items, n)
 	if op.Op == wire.OpBatch && flags&wire.GroupAtomic == 0 {
 		g.executeEach()
 	} else {
 		if failed := g.failedConditions(); len(failed) > 0 {
 			return wire.Result{Status: wire.StatusConditionFailed, Payload: wire.AppendFailed(nil, failed)}
 		}
-		g.executeAll()
+		if d := g.executeAll(); d.status != wire.StatusOK {
+			return wire.Result{Status: d.status, Payload: d.text}
+		}
 	}
 	wire.AppendResultHeader(g.reply[:0], g.rev, g.count) // in place: the revision is known only now
 	return wire.Result{Status: wire.StatusOK, Rev: g.rev, Payload: g.reply}
@@ -36,9 +44,10 @@ type group struct {
 	items []byte
 	count int
 
-	rev   wire.Revision // of the first mutation
-	reply []byte        // see wire.AppendResultHeader
-	left  int           // members whose answer is still to come
+	rev      wire.Revision // of the first mutation
+	reply    []byte        // see wire.AppendResultHeader
+	left     int           // members whose answer is still to come
+	counters int           // increments among them
 }
 
 // each decodes the members in order. The slices of ch are views and arena memory.
@@ -68,10 +77,32 @@ func (g *group) failedConditions() (failed []wire.FailedCondition) {
 	return failed
 }
 
-// executeAll executes the members of an atomic group.
-func (g *group) executeAll() {
+// executeAll executes the members of an atomic group, or none of them: then what is returned says why.
+func (g *group) executeAll() (refused done) {
 	g.begin()
-	g.each(func(_ int, ch *change) { g.execute(ch) })
+	a := g.a
+	start := a.save()
+	g.each(func(i int, ch *change) {
+		if refused.status != wire.StatusOK {
+			return
+		}
+		if refused = g.execute(ch, false); refused.status == wire.StatusNotFound {
+			refused.status = wire.StatusOK // the answer of that member
+		} else if refused.status != wire.StatusOK {
+			refused.text = fmt.Appendf(nil, "operation %d: %s", i, refused.status.Info().Message)
+		}
+	})
+	if refused.status == wire.StatusOK && a.space.limited() {
+		if text := a.space.exceeds(start.used, a.space.used); text != nil {
+			refused = done{status: wire.StatusQuota, text: text}
+		}
+	}
+	if refused.status != wire.StatusOK {
+		a.rollBack(start)
+	} else {
+		a.commit()
+	}
+	return refused
 }
 
 // executeEach executes the members of a batch whose members stand alone.
@@ -85,32 +116,39 @@ func (g *group) executeEach() {
 				return
 			}
 		}
-		g.execute(ch)
+		g.execute(ch, true)
 		g.a.endTransaction(first)
 	})
 }
 
 func (g *group) begin() {
-	g.left = g.count
-	g.reply = make([]byte, 0, wire.ResultHeaderBytes+g.count*memberAnswerBytes)
+	g.reply = make([]byte, 0, wire.ResultHeaderBytes+g.count*memberAnswerBytes+g.counters*counterMoreBytes)
 	g.reply = wire.AppendResultHeader(g.reply, 0, g.count)
 }
 
-// execute executes one member whose conditions hold and appends its answer.
-func (g *group) execute(ch *change) {
+// execute executes one member whose conditions hold and appends its answer. alone: see perform.
+func (g *group) execute(ch *change, alone bool) (d done) {
 	switch ch.op {
 	case wire.OpGet:
 		g.get(ch)
 	case wire.OpCheck:
 		g.header(wire.OpCheck, wire.StatusOK, 0, 0)
 	default:
-		status, rev := g.a.perform(ch)
-		if g.rev == 0 {
-			g.rev = rev
+		if d = g.a.perform(ch, alone); g.rev == 0 {
+			g.rev = d.rev
 		}
-		g.header(ch.op, status, 0, wire.VersionBytes)
-		g.reply = wire.AppendVersion(g.reply, rev)
+		switch {
+		case d.status == wire.StatusOK && ch.op == wire.OpIncrement:
+			g.header(ch.op, d.status, 0, wire.CounterBytes)
+			g.reply = wire.AppendCounter(g.reply, d.rev, d.counter)
+		case d.status == wire.StatusOK || d.status == wire.StatusNotFound:
+			g.header(ch.op, d.status, 0, wire.VersionBytes)
+			g.reply = wire.AppendVersion(g.reply, d.rev)
+		default:
+			g.tell(ch.op, d.status, d.text)
+		}
 	}
+	return d
 }
 
 // get appends the answer to a GET within a transaction.
@@ -129,28 +167,52 @@ func (g *group) get(ch *change) {
 	}
 }
 
-// refuse appends the answer to a member that stands alone and whose conditions don't hold. The list of them
-// is left out when the answer is full.
+// refuse appends the answer to a member that stands alone and whose conditions don't hold.
 func (g *group) refuse(op wire.Opcode, failed []wire.FailedCondition) {
-	list := wire.AppendFailed(nil, failed)
-	if len(list) > g.room() {
-		list = nil
+	g.tell(op, wire.StatusConditionFailed, wire.AppendFailed(nil, failed))
+}
+
+// tell appends the answer to a member that was not executed. What there is to say is left out when the answer is full.
+func (g *group) tell(op wire.Opcode, st wire.Status, value []byte) {
+	if len(value) > g.room() {
+		value = nil
 	}
-	g.header(op, wire.StatusConditionFailed, 0, len(list))
-	g.reply = append(g.reply, list...)
+	g.header(op, st, 0, len(value))
+	g.reply = append(g.reply, value...)
 }
 
 // memberAnswerBytes is what each member's answer takes at least, or room for a version in it.
 const memberAnswerBytes = wire.ItemHeaderBytes + wire.VersionBytes
 
+// counterMoreBytes is what the answer to an increment takes beyond that.
+const counterMoreBytes = wire.CounterBytes - wire.VersionBytes
+
+// countIncrements counts the increments among the first n items.
+func countIncrements(items []byte, n int) (increments int) {
+	var it wire.Item
+	for range n {
+		var err error
+		if items, err = wire.NextItem(items, &it); err != nil {
+			panic("BUG: a checked member can't be decoded: " + err.Error())
+		}
+		if it.Op == wire.OpIncrement {
+			increments++
+		}
+	}
+	return increments
+}
+
 // room is how many bytes the answer at hand may take besides its header, with enough left for the others.
 func (g *group) room() int {
-	return wire.FrameBodyBytesMax - len(g.reply) - g.left*memberAnswerBytes
+	return wire.FrameBodyBytesMax - len(g.reply) - g.left*memberAnswerBytes - g.counters*counterMoreBytes
 }
 
 // header begins the answer of the next member.
 func (g *group) header(op wire.Opcode, st wire.Status, ext, value int) {
 	g.left--
+	if op == wire.OpIncrement {
+		g.counters--
+	}
 	g.reply = wire.AppendItemHeader(g.reply, op, st, ext, 0, value)
 }
 

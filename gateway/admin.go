@@ -38,6 +38,9 @@ type adminRequest struct {
 	Version     string `json:"version,omitempty"`
 	With        string `json:"with,omitempty"`
 	Priority    *int   `json:"priority,omitempty"`
+	Namespace   string `json:"namespace,omitempty"`
+
+	Settings *namespaceSettings `json:"settings,omitempty"`
 }
 
 // fields are the members that a body may have and where they go: a *string, or a **int for a whole number.
@@ -46,6 +49,14 @@ type fields map[string]any
 // admin serves what lies under adminPath, the status aside. It reports false for a path that is no route.
 // escaped is the path as the client wrote it.
 func (s *Server) admin(w http.ResponseWriter, r *http.Request, escaped string) bool {
+	if escaped == namespacesPath {
+		s.namespaces(w, r)
+		return true
+	}
+	if name, ok := strings.CutPrefix(escaped, namespacesPath+"/"); ok {
+		s.namespace(w, r, name)
+		return true
+	}
 	switch rest, ok := strings.CutPrefix(escaped, membersPath+"/"); {
 	case escaped == leaderPath:
 		if allow(w, r, http.MethodPost) {
@@ -296,7 +307,7 @@ func (s *Server) answerAdmin(w http.ResponseWriter, r *http.Request, q *adminReq
 	}
 	p := problemOf(write, &resp)
 	switch {
-	case resp.Status == wire.StatusNotFound:
+	case resp.Status == wire.StatusNotFound && q.Namespace == "":
 		p.Detail = fmt.Sprintf("the cluster has no member %q; nothing was changed", q.ID)
 	case resp.Status.Class() == wire.ClassResult:
 		// Here such a status stands for the state of the cluster, not for conditions of an operation.
@@ -306,7 +317,7 @@ func (s *Server) answerAdmin(w http.ResponseWriter, r *http.Request, q *adminReq
 	case !write && resp.Status.Class() == wire.ClassUnknown:
 		// Nothing was to be changed, whatever became of the question.
 		p.Retryable, p.Applied = true, "no"
-		p.Detail = "the leader did not answer; the members could not be listed: try again"
+		p.Detail = "the leader did not answer: try again"
 	}
 	sendProblem(w, &resp, &p)
 }

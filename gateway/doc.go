@@ -3,17 +3,36 @@
 //
 // What it does. It translates HTTP to the operations of the binary protocol and back: each request becomes
 // one wire.Request, validated by the same code, executed by the same Service, and answered with the same
-// outcome. Values travel as raw bytes in bodies, never wrapped.
+// outcome. Values travel as raw bytes in bodies, never wrapped; batches, transactions, listings and events are JSON,
+// with values as base64 (or, on the way in, "text").
+//
+//	PUT GET HEAD DELETE   /api/v1/keys/{key}                 one record
+//	PATCH                 /api/v1/keys/{key}?ttl_seconds=    its time to live; 0 takes the deadline away
+//	POST                  /api/v1/increment/{key}?delta=     adds to a number; 1 if nothing is said
+//	GET HEAD              /api/v1/keys                       a page of a listing, or a count
+//	POST                  /api/v1/batch/{put,get,delete}     many records; puts and deletes all or nothing
+//	POST                  /api/v1/transaction                operations under conditions
+//	GET                   /api/v1/watch/{prefix}             changes as server-sent events
+//	…                     /api/v1/admin/…                    status, members, leader, namespaces
+//
+// The event stream. A watch begins behind Last-Event-ID or from_revision, whichever is larger: a browser that comes
+// back sends the URL as it was at first and the id that it saw last. Each event has its revision as its id. A block
+// with an id alone moves that place on where nothing happens: every few seconds, and behind events that the watch
+// leaves out. What ends a watch before its first frame is a problem with its status; after that it is an event "error"
+// whose data is the problem.
 //
 // What it assumes. The Service answers every request exactly once and within its deadline, and passes on
 // by itself what another node must execute: the gateway of a follower is no other than that of the leader.
 // The principal given in Options speaks for every caller until there are users.
 //
-// Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax, and
-// the values that wait for their reader, counted against Options.AnswerBytesMax; net/http owns connections
-// and goroutines. Whoever sends or takes nothing is cut off by a deadline.
+// Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax (a JSON
+// document together with the operations that it becomes), and what waits for its reader, counted against
+// Options.AnswerBytesMax: values, pages, results, and the frame of events that a stream is writing. net/http owns
+// connections and goroutines; an event stream belongs to the goroutine of its request and ends with it, with the
+// server's Shutdown, or with a reader that stalls. Whoever sends or takes nothing is cut off by a deadline.
 //
 // What it never does. It never cleans or redirects a path (the key is what the client wrote), never
-// changes a value or its encoding, never wraps a write in a timeout handler that would answer for it, and
-// never lets an unknown outcome look like a known one: that is 504 with "applied":"unknown".
+// changes a value or its encoding (Accept-Encoding counts for JSON alone), never wraps a write in a timeout handler
+// that would answer for it, and never lets an unknown outcome look like a known one: that is 504 with
+// "applied":"unknown". It changes nothing for a page of another site (http.CrossOriginProtection).
 package gateway

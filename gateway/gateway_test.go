@@ -28,6 +28,8 @@ type memory struct {
 	// answer, when set, is given to every request instead.
 	answer *wire.Response
 	last   wire.Request
+
+	*feed
 }
 
 func (m *memory) Do(_ context.Context, _ any, r *wire.Request) wire.Response {
@@ -83,7 +85,7 @@ func (m *memory) Do(_ context.Context, _ any, r *wire.Request) wire.Response {
 
 func start(t *testing.T, change func(*Options)) (*memory, *httptest.Server) {
 	t.Helper()
-	m := &memory{records: map[string]wire.Record{}}
+	m := &memory{records: map[string]wire.Record{}, feed: newFeed()}
 	o := Options{Service: m}
 	if change != nil {
 		change(&o)
@@ -227,7 +229,9 @@ func TestKey_BadRequests_AreRefusedWithCodeAndAppliedNo(t *testing.T) {
 		"if-match star absent": {"DELETE", "k", []string{"If-Match", `*`}, 412, "CONDITION_FAILED"},
 		"idempotency key":      {"PUT", "k", []string{"Idempotency-Key", "1"}, 400, "UNSUPPORTED"},
 		"bad query":            {"PUT", "k?%zz=1", nil, 400, "BAD_REQUEST"},
-		"method":               {"PATCH", "k", nil, 405, "METHOD_NOT_ALLOWED"},
+		"method":               {"POST", "k", nil, 405, "METHOD_NOT_ALLOWED"},
+		"touch without ttl":    {"PATCH", "k", nil, 400, "BAD_REQUEST"},
+		"compress":             {"PUT", "k?compress=gzip", nil, 400, "BAD_REQUEST"},
 		"namespace empty":      {"PUT", "k?namespace=", nil, 400, "BAD_REQUEST"},
 	} {
 		resp, body := send(t, s, c.method, keysPath+c.target, "v", c.header...)

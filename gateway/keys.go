@@ -2,14 +2,11 @@ package gateway
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,73 +14,101 @@ import (
 	"kvstore/wire"
 )
 
-// key serves one key: PUT, GET, HEAD, DELETE. escaped is the rest of the path as the client wrote it.
+const incrementPath = "/api/v1/increment/"
+
+// key serves one key: PUT, GET, HEAD, DELETE, and PATCH for its time to live. escaped is the rest of the path as the
+// client wrote it.
 func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wire.Opcode {
-	op, write := wire.OpGet, false
+	op := wire.OpGet
 	switch r.Method {
 	case http.MethodPut:
-		op, write = wire.OpPut, true
+		op = wire.OpPut
 	case http.MethodDelete:
-		op, write = wire.OpDelete, true
+		op = wire.OpDelete
+	case http.MethodPatch:
+		op = wire.OpTouch
 	case http.MethodGet, http.MethodHead:
 		// HEAD tells all that GET would, the length of the value included, so it reads the record too.
 	default:
-		methodNotAllowed(w, "GET, HEAD, PUT, DELETE")
+		methodNotAllowed(w, "GET, HEAD, PUT, DELETE, PATCH")
 		return op
 	}
-	key, err := url.PathUnescape(escaped)
-	if err != nil {
-		refuse(w, write, wire.StatusBadRequest, "the key is not valid percent-encoding: "+err.Error())
-		return op
+	s.keyOp(w, r, op, escaped)
+	return op
+}
+
+// increment adds to a number.
+func (s *Server) increment(w http.ResponseWriter, r *http.Request, escaped string) {
+	if allow(w, r, http.MethodPost) {
+		s.keyOp(w, r, wire.OpIncrement, escaped)
 	}
-	// Decoded once here: net/http's form would silently drop what it cannot parse.
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		refuse(w, write, wire.StatusBadRequest, "the query is malformed: "+err.Error())
-		return op
+}
+
+// keyOp executes an operation on one key.
+func (s *Server) keyOp(w http.ResponseWriter, r *http.Request, op wire.Opcode, escaped string) {
+	write := op.IsWrite()
+	if (op == wire.OpTouch || op == wire.OpIncrement) && hasBody(w, r) || write && refuseIdempotency(w, r) {
+		return
 	}
-	ext, ref := extensions(op, r.Header, query)
-	if ref != nil {
-		refuse(w, write, ref.Status, ref.Text)
-		return op
+	key, ref := keyOf(escaped)
+	var query url.Values
+	if ref == nil {
+		query, ref = parseQuery(r)
 	}
-	if r.Header.Get("Idempotency-Key") != "" && write {
-		refuse(w, write, wire.StatusUnsupported, "Idempotency-Key is not served by this version; nothing was changed: retry with conditions (If-Match, If-None-Match) instead")
-		return op
+	var ext []byte
+	if ref == nil {
+		ext, ref = extensions(op, r.Header, query)
 	}
-	if len(ext) > wire.ExtBytesMax {
-		refuse(w, write, wire.StatusTooLarge, fmt.Sprintf("tags and conditions take %d bytes; at most %d", len(ext), wire.ExtBytesMax))
-		return op
+	if ref == nil && len(ext) > wire.ExtBytesMax {
+		ref = &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("tags and conditions take %d bytes; at most %d", len(ext), wire.ExtBytesMax)}
 	}
-	if len(key) > wire.KeyBytesMax {
-		refuse(w, write, wire.StatusBadKey, fmt.Sprintf("key of %d bytes; at most %d", len(key), wire.KeyBytesMax))
-		return op
-	}
-	body := append(ext, key...)
-	if op == wire.OpPut {
-		var release func()
-		if body, release, ref = s.readBody(w, r, body, wire.ValueBytesMax, "the value"); ref != nil {
-			refuse(w, write, ref.Status, ref.Text)
-			return op
+	body, release := append(ext, key...), func() {}
+	switch {
+	case ref != nil:
+	case op == wire.OpIncrement:
+		var delta int64
+		delta, ref = parseDelta(query)
+		body = wire.AppendIncrement(body, delta)
+	case op == wire.OpPut:
+		var done func()
+		if body, done, ref = s.readBody(w, r, body, wire.ValueBytesMax, "the value"); ref == nil {
+			release = done
 		}
-		defer release()
 	}
+	defer func() { release() }()
 	h := wire.Header{Op: op, ID: 1, ExtLen: uint16(len(ext)), KeyLen: uint16(len(key))}
 	var req wire.Request
-	if ref := wire.ParseRequest(&h, body, &req); ref != nil {
+	if ref == nil {
+		ref = wire.ParseRequest(&h, body, &req)
+	}
+	if ref != nil {
 		refuse(w, write, ref.Status, ref.Text)
-		return op
+		return
 	}
 	resp := s.do(r.Context(), &req)
 	switch op {
-	case wire.OpPut:
+	case wire.OpPut, wire.OpTouch:
 		answerPut(w, &resp)
 	case wire.OpDelete:
 		answerDelete(w, &resp)
+	case wire.OpIncrement:
+		answerIncrement(w, &resp)
 	default:
 		s.answerGet(w, r, &resp)
 	}
-	return op
+}
+
+// parseDelta reads what an increment adds; 1 if nothing is said.
+func parseDelta(q url.Values) (int64, *wire.Refusal) {
+	if !q.Has("delta") {
+		return 1, nil
+	}
+	v := q.Get("delta")
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return 0, badRequest("delta=%.40q is not a whole number of 64 bits", v)
+	}
+	return n, nil
 }
 
 // bodyStepBytes is the room that a body is given at first, and the least that it grows by.
@@ -109,7 +134,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte,
 		if len(body) == cap(body) {
 			more := int64(max(bodyStepBytes, len(body)))
 			if !s.bodies.TryAcquire(more) {
-				return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: "the bodies of requests in progress fill the server's budget; nothing was changed: try again after a pause"}
+				return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: textBusyBodies}
 			}
 			taken += more
 			grown := make([]byte, len(body), len(body)+int(more))
@@ -137,61 +162,47 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte,
 
 // extensions builds the extension block of a request on one key from its headers and query.
 func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refusal) {
-	bad := func(format string, a ...any) ([]byte, *wire.Refusal) {
-		return nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: fmt.Sprintf(format, a...)}
-	}
-	write := op == wire.OpPut || op == wire.OpDelete
+	bad := func(format string, a ...any) ([]byte, *wire.Refusal) { return nil, badRequest(format, a...) }
+	write := op.IsWrite()
 	var ext []byte
-	// In sorted order: the same request always becomes the same bytes.
-	for _, name := range slices.Sorted(maps.Keys(q)) {
-		values := q[name]
-		v := values[len(values)-1]
+	for _, name := range sortedNames(q) {
+		v := q.Get(name)
 		tag, isTag := strings.CutPrefix(name, "tag.")
 		switch {
-		case len(values) != 1:
-			return bad("query parameter %q is given %d times", name, len(values))
-		case name == "namespace":
-			if len(v) == 0 || len(v) > wire.NamespaceBytesMax {
-				return bad("namespace name of %d bytes; 1 to %d", len(v), wire.NamespaceBytesMax)
-			}
-			ext = wire.AppendExtString(ext, wire.ExtNamespace, v)
-		case name == "ttl_seconds" && op == wire.OpPut:
+		case name == "ttl_seconds" && (op == wire.OpPut || op == wire.OpTouch || op == wire.OpIncrement):
 			n, err := strconv.ParseUint(v, 10, 64)
+			if err == nil && n == 0 && op == wire.OpTouch {
+				continue // no deadline
+			}
 			if err != nil || n == 0 || n > wire.TTLMsMax/1000 {
-				return bad("ttl_seconds=%q is not a whole number from 1 to %d", v, uint64(wire.TTLMsMax/1000))
+				return bad("ttl_seconds=%.40q is not a whole number from 1 to %d", v, uint64(wire.TTLMsMax/1000))
 			}
 			ext = wire.AppendExtU64(ext, wire.ExtTTL, n*1000)
 		case isTag && op == wire.OpPut:
 			if len(tag) == 0 || len(tag) > wire.TagNameBytesMax || len(v) > wire.TagValueBytesMax {
-				return bad("tag %q: a name has 1 to %d bytes of a-z 0-9 . _ -, a value at most %d", tag, wire.TagNameBytesMax, wire.TagValueBytesMax)
+				return bad("tag %.100q: a name has 1 to %d bytes of a-z 0-9 . _ -, a value at most %d", tag, wire.TagNameBytesMax, wire.TagValueBytesMax)
 			}
 			ext = wire.AppendExtTag(ext, tag, v)
-		case name == "consistency" && !write:
-			switch v {
-			case "linearizable":
-			case "stale":
-				ext = wire.AppendExtU8(ext, wire.ExtConsistency, wire.ConsistencyStale)
-			default:
-				return bad("consistency=%q is neither linearizable nor stale", v)
+		case name == "compress" && op == wire.OpPut:
+			codec, ok := parseCodec(v)
+			if !ok {
+				return bad("compress=%.40q is none of %s", v, codecNames)
 			}
-		case name == "max_age_ms" && !write:
-			n, err := strconv.ParseUint(v, 10, 64)
-			if err != nil || n == 0 {
-				return bad("max_age_ms=%q is not a whole number from 1 on", v)
-			}
-			if q.Get("consistency") != "stale" {
-				return bad("max_age_ms bounds the age of a stale read: it needs consistency=stale")
-			}
-			ext = wire.AppendExtU64(ext, wire.ExtMaxAge, n)
-		case name == "revision" && !write:
-			n, err := strconv.ParseUint(v, 10, 64)
-			if err != nil || n == 0 {
-				return bad("revision=%q is not a revision", v)
-			}
-			ext = wire.AppendExtU64(ext, wire.ExtAtRevision, n)
+			ext = wire.AppendExtU8(ext, wire.ExtCompress, byte(codec))
+		case name == "delta" && op == wire.OpIncrement: // it is the payload
 		default:
-			return bad("query parameter %q is not known to this request", name)
+			var known bool
+			var ref *wire.Refusal
+			if ext, known, ref = steer(ext, op, name, q); ref == nil && !known {
+				ref = unknownParameter(name)
+			}
+			if ref != nil {
+				return nil, ref
+			}
 		}
+	}
+	if op == wire.OpTouch && !q.Has("ttl_seconds") {
+		return bad("PATCH sets the time to live: it needs ttl_seconds=, which is 0 to take the deadline away; nothing was changed")
 	}
 	if op == wire.OpPut {
 		if v := h.Get("Content-Type"); v != "" {
@@ -304,6 +315,19 @@ func answerDelete(w http.ResponseWriter, resp *wire.Response) {
 	}{resp.Status == wire.StatusOK, strconv.FormatUint(v, 10)})
 }
 
+func answerIncrement(w http.ResponseWriter, resp *wire.Response) {
+	v, n, ok := wire.DecodeCounter(resp.Payload)
+	if resp.Status != wire.StatusOK || !ok {
+		fail(w, true, resp)
+		return
+	}
+	w.Header().Set("ETag", etag(v))
+	writeJSON(w, http.StatusOK, "application/json", struct {
+		Value   string `json:"value"`
+		Version string `json:"version"`
+	}{strconv.FormatInt(n, 10), strconv.FormatUint(v, 10)})
+}
+
 // answerGet writes a record: its bytes as they were stored, and all that is known of them as headers.
 func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
 	tellAge(w, resp.Ext)
@@ -314,7 +338,7 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 	// From here on the value waits for its reader, who may be slow or gone.
 	size := int64(len(resp.Payload))
 	if !s.answers.TryAcquire(size) {
-		refuse(w, false, wire.StatusBusy, "the answers that wait for slow readers fill the server's budget: try again after a pause")
+		refuse(w, false, wire.StatusBusy, textBusyAnswers)
 		return
 	}
 	defer s.answers.Release(size)
@@ -337,9 +361,7 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 			if m.ExpiresAt != 0 {
 				h.Set("X-KV-Expires-At", stamp(m.ExpiresAt))
 			}
-			var sum [8]byte
-			binary.BigEndian.PutUint64(sum[:], m.Checksum)
-			h.Set("X-KV-Checksum", "xxh64="+hex.EncodeToString(sum[:]))
+			h.Set("X-KV-Checksum", checksumText(m.Checksum))
 		case wire.ExtContentType:
 			h.Set("Content-Type", headerText(v))
 		case wire.ExtEncoding:

@@ -22,7 +22,17 @@ type problem struct {
 	// Applied says of a write whether it happened: "no" or "unknown".
 	Applied string `json:"applied,omitempty"`
 	// Failed lists the conditions that did not hold.
-	Failed []wire.FailedCondition `json:"failed,omitempty"`
+	Failed []failedCondition `json:"failed,omitempty"`
+	// Committed, of a transaction that surely was not, is false.
+	Committed *bool `json:"committed,omitempty"`
+}
+
+// failedCondition names a condition that did not hold: the operation's place, the condition's place in it, and, in a
+// batch or transaction, the operation's key.
+type failedCondition struct {
+	Operation uint32 `json:"operation"`
+	Condition uint32 `json:"condition"`
+	Key       string `json:"key,omitempty"`
 }
 
 // httpStatus maps a status to HTTP. 503 and 429 mean that a write was not applied; an outcome that can't
@@ -35,8 +45,10 @@ func httpStatus(st wire.Status) int {
 		return http.StatusNotFound
 	case wire.StatusConditionFailed:
 		return http.StatusPreconditionFailed
-	case wire.StatusLimited:
+	case wire.StatusLimited, wire.StatusQuota, wire.StatusTooMany:
 		return http.StatusTooManyRequests
+	case wire.StatusNamespaceExists:
+		return http.StatusConflict
 	case wire.StatusTooLarge, wire.StatusReplyFull:
 		return http.StatusRequestEntityTooLarge
 	case wire.StatusUnauthenticated:
@@ -47,7 +59,7 @@ func httpStatus(st wire.Status) int {
 		return http.StatusGone
 	case wire.StatusNoNamespace:
 		return http.StatusNotFound
-	case wire.StatusChecksum, wire.StatusSessionExpired, wire.StatusSessionStale:
+	case wire.StatusChecksum, wire.StatusSessionExpired, wire.StatusSessionStale, wire.StatusNotANumber:
 		return http.StatusUnprocessableEntity
 	case wire.StatusDamaged:
 		return http.StatusInternalServerError
@@ -86,13 +98,22 @@ func problemOf(write bool, r *wire.Response) problem {
 	}
 	if r.Status == wire.StatusConditionFailed {
 		if failed, err := wire.DecodeFailed(r.Payload); err == nil {
-			p.Failed = failed
+			for _, f := range failed {
+				p.Failed = append(p.Failed, failedCondition{Operation: f.Operation, Condition: f.Condition})
+			}
 		}
 	} else if len(r.Payload) != 0 && r.Status.Class() != wire.ClassResult {
 		p.Detail = string(r.Payload)
 	}
 	return p
 }
+
+// The pauses that 429 suggests where the answer names none: a rate is another one a second later, while a quota gives
+// way only when somebody removes something, or raises it.
+const (
+	limitedRetrySeconds = 1
+	quotaRetrySeconds   = 30
+)
 
 // sendProblem answers with p, which describes r.
 func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
@@ -105,8 +126,15 @@ func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
 		ext = rest
 		if t == wire.ExtRetryAfter && len(v) == 4 {
 			// Whole seconds is all that the header can say: round up.
-			w.Header().Set("Retry-After", strconv.Itoa(int((binary.LittleEndian.Uint32(v)+999)/1000)))
+			w.Header().Set("Retry-After", strconv.FormatUint((uint64(binary.LittleEndian.Uint32(v))+999)/1000, 10))
 		}
+	}
+	if p.Status == http.StatusTooManyRequests && w.Header().Get("Retry-After") == "" {
+		pause := limitedRetrySeconds
+		if r.Status != wire.StatusLimited {
+			pause = quotaRetrySeconds
+		}
+		w.Header().Set("Retry-After", strconv.Itoa(pause))
 	}
 	writeJSON(w, p.Status, "application/problem+json", p)
 }
@@ -122,8 +150,5 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	if err != nil {
 		panic("BUG: cannot encode an answer of our own: " + err.Error())
 	}
-	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
-	w.WriteHeader(status)
-	w.Write(append(b, '\n'))
+	sendJSON(w, status, contentType, append(b, '\n'))
 }

@@ -59,7 +59,8 @@ func FuzzRequest(f *testing.F) {
 			io.Reader
 			io.Closer
 		}{io.TeeReader(req.Body, &sent), req.Body}
-		m := &memory{version: 1 << 20, records: map[string]wire.Record{"there": {Meta: wire.Meta{Version: 1 << 20}, Value: []byte("old")}}}
+		m := &memory{version: 1 << 20, records: map[string]wire.Record{"there": {Meta: wire.Meta{Version: 1 << 20}, Value: []byte("old")}}, feed: newFeed()}
+		m.feed.refuseWith(&wire.Response{Status: wire.StatusCompacted})
 		before := maps.Clone(m.records)
 		door := New(Options{Service: m})
 		w := httptest.NewRecorder()

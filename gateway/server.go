@@ -14,11 +14,14 @@ const keysPath = "/api/v1/keys/"
 // ServeHTTP routes by the escaped path as the client wrote it. http.ServeMux is not used: it cleans
 // paths and redirects, while `a//b` and `a/../b` are keys of their own here.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rec := &recorder{ResponseWriter: w}
+	rec := &recorder{ResponseWriter: w, accepted: accept(r.Header.Values("Accept-Encoding"))}
 	start := time.Now()
 	s.limitTime(rec, r, start)
 	op := s.route(rec, r)
-	s.stats.observe(op, rec.class, time.Since(start))
+	if rec.took == 0 {
+		rec.took = time.Since(start)
+	}
+	s.stats.observe(op, rec.class, rec.took)
 }
 
 // limitTime bounds what a peer that neither sends nor takes anything can hold. An error means that there is
@@ -42,9 +45,29 @@ const noOp wire.Opcode = 0
 
 func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
 	path := r.URL.EscapedPath()
+	if err := s.origin.Check(r); err != nil {
+		classify(w, wire.ClassRefused)
+		writeJSON(w, http.StatusForbidden, "application/problem+json", problem{
+			Type: "about:blank", Title: "CROSS_ORIGIN", Status: http.StatusForbidden, Code: "KV-3000", Applied: "no",
+			Detail: "a browser sent this for a page of another site; nothing was changed",
+		})
+		return noOp
+	}
 	switch {
 	case strings.HasPrefix(path, keysPath):
 		return s.key(w, r, path[len(keysPath):])
+	case path == listPath:
+		s.list(w, r)
+		return wire.OpScan
+	case strings.HasPrefix(path, watchPath):
+		s.watch(w, r, path[len(watchPath):])
+		return wire.OpWatch
+	case strings.HasPrefix(path, incrementPath):
+		s.increment(w, r, path[len(incrementPath):])
+		return wire.OpIncrement
+	case groupRoutes[path] != nil:
+		s.group(w, r, groupRoutes[path])
+		return groupRoutes[path].op
 	case path == statusPath:
 		if allow(w, r, http.MethodGet, http.MethodHead) {
 			s.status(w, r)
@@ -55,7 +78,8 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
 	}
 	writeJSON(w, http.StatusNotFound, "application/problem+json", problem{
 		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000",
-		Detail: "no such route; keys are under " + keysPath + "{key}, the cluster's state is at " + statusPath + ", its members at " + membersPath,
+		Detail: "no such route; keys are under " + keysPath + "{key}, lists at " + listPath + ", changes under " + watchPath + "{prefix}, batches at " + batchPath +
+			"put, get and delete, transactions at " + transactionPath + ", the cluster's state is at " + statusPath + ", its members at " + membersPath + ", its namespaces at " + namespacesPath,
 	})
 	return noOp
 }
@@ -81,9 +105,8 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 
 // writeDocument answers with a document that is JSON already, and true for this moment only.
 func writeDocument(w http.ResponseWriter, doc []byte) {
-	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Write(append(doc, '\n')) // an error means that the client is gone
+	sendJSON(w, http.StatusOK, "application/json", append(doc, '\n'))
 }
 
 // do executes req within the request's deadline.
@@ -98,6 +121,10 @@ func (s *Server) do(ctx context.Context, req *wire.Request) wire.Response {
 type recorder struct {
 	http.ResponseWriter
 	class wire.Class
+	// took, when set, is the duration that counts: of a stream the time until it began.
+	took time.Duration
+	// accepted is what the client takes of codings.
+	accepted accepted
 }
 
 // classify notes the class of the answer; without it the class is ClassResult.

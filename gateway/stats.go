@@ -10,7 +10,8 @@ import (
 )
 
 // restOps are the operations that the door serves.
-var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin}
+var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin,
+	wire.OpTouch, wire.OpIncrement, wire.OpScan, wire.OpMultiGet, wire.OpBatch, wire.OpTxn, wire.OpWatch}
 
 // outcomes names the classes of status that a request's duration is counted under, by wire.Class; the
 // binary protocol's door uses the same names.

@@ -28,7 +28,7 @@ func (s *Session) answer(t wire.Token, r *wire.Response, credited bool) {
 		inline = false
 		elapsed = s.core.now() - t.Start
 	}
-	if !inline {
+	if !inline && t.Op != wire.OpWatch { // a watch takes as long as its client likes
 		s.shard.observe(t.Op, r.Status, elapsed)
 	}
 	if s.state >= stateFinished {
@@ -50,7 +50,7 @@ func (s *Session) answer(t wire.Token, r *wire.Response, credited bool) {
 		r, body = &instead, len(instead.Ext)+len(instead.Payload)
 	}
 	o := &s.core.o
-	pending := s.pending.Load()
+	pending := s.ordinary()
 	if t.Op.IsRead() && r.Status.Class() == wire.ClassResult {
 		// A read had no effect, so BUSY stays true after it ran.
 		why := busyReasons
@@ -74,7 +74,13 @@ func (s *Session) answer(t wire.Token, r *wire.Response, credited bool) {
 	s.pending.Add(int64(size))
 	us := uint32(min(elapsed/1000, 1<<32-1))
 	if body < bigAnswerBytes && (s.codec == wire.CodecNone || body < wire.CompressBytesMin) {
-		b := s.tail()
+		var b *outBuf
+		if s.behindStream(t.Op) {
+			b = s.streamTail()
+			s.streamed.Add(int64(size))
+		} else {
+			b = s.tail()
+		}
 		b.b = wire.AppendResponse(b.b, t, r, s.crc, us)
 		s.charge(b)
 		s.unlockAndWake()
@@ -110,12 +116,28 @@ func (s *Session) answerLarge(t wire.Token, r *wire.Response, us uint32, reserve
 	if s.codec == wire.CodecNone || body < wire.CompressBytesMin {
 		b := &outBuf{b: make([]byte, 0, wire.HeaderBytes+body)}
 		b.b = wire.AppendResponse(b.b, t, r, s.crc, us)
-		s.queue(b, reserved)
+		s.queue(t.Op, b, reserved)
 		return
 	}
 	raw := make([]byte, 0, body)
 	raw = append(raw, r.Ext...)
 	raw = append(raw, r.Payload...)
+	h := s.answerHeader(t, r, us)
+	if body <= loopCodecBytesMax {
+		s.queue(t.Op, packAnswer(h, s.codec, raw), reserved)
+		return
+	}
+	job := func() {
+		defer s.core.survive("pack", func() { s.abort(closedPanic) })
+		s.queue(t.Op, packAnswer(h, s.codec, raw), reserved)
+	}
+	if !s.core.codecs.submit(job) {
+		s.queue(t.Op, packAnswer(h, wire.CodecNone, raw), reserved) // plain is always legal
+	}
+}
+
+// answerHeader is the header of the frame of an answer, but for what depends on its body.
+func (s *Session) answerHeader(t wire.Token, r *wire.Response, us uint32) wire.Header {
 	h := wire.Header{Op: t.Op, Flags: wire.FlagResponse, StatusOrGroup: uint16(r.Status), ID: t.ID, TimeOrTimeout: us, ExtLen: uint16(len(r.Ext))}
 	if s.crc {
 		h.Flags |= wire.FlagCRC
@@ -123,17 +145,10 @@ func (s *Session) answerLarge(t wire.Token, r *wire.Response, us uint32, reserve
 	if r.Replayed {
 		h.Flags |= wire.FlagReplayed
 	}
-	if body <= loopCodecBytesMax {
-		s.queue(packAnswer(h, s.codec, raw), reserved)
-		return
+	if r.More {
+		h.Flags |= wire.FlagMore
 	}
-	job := func() {
-		defer s.core.survive("pack", func() { s.abort(closedPanic) })
-		s.queue(packAnswer(h, s.codec, raw), reserved)
-	}
-	if !s.core.codecs.submit(job) {
-		s.queue(packAnswer(h, wire.CodecNone, raw), reserved) // plain is always legal
-	}
+	return h
 }
 
 // packAnswer builds the frame of an answer, compressed if that pays. raw is ext | payload.
@@ -151,8 +166,8 @@ func packAnswer(h wire.Header, codec wire.Codec, raw []byte) *outBuf {
 	return b
 }
 
-// queue adds an encoded answer, whose size pending holds as reserved.
-func (s *Session) queue(b *outBuf, reserved int) {
+// queue adds an encoded answer to an operation, whose size pending holds as reserved.
+func (s *Session) queue(op wire.Opcode, b *outBuf, reserved int) {
 	s.mu.Lock()
 	if s.state >= stateFinished {
 		s.mu.Unlock()
@@ -160,6 +175,11 @@ func (s *Session) queue(b *outBuf, reserved int) {
 		return
 	}
 	s.pending.Add(int64(len(b.b) - reserved))
+	if s.behindStream(op) {
+		s.streamed.Add(int64(len(b.b)))
+		s.queueStream(b)
+		return
+	}
 	if len(b.b) >= bigAnswerBytes {
 		s.charge(b)
 		s.big = append(s.big, b)
@@ -204,6 +224,7 @@ func (s *Session) goAway(st wire.Status, reason closeReason, text string) {
 	s.closingSince.Store(max(1, s.core.now()))
 	s.appendGoAway(st, text)
 	s.unlockAndWake()
+	s.tellGone()
 }
 
 // startDrain tells the client to leave: requests are refused with DRAINING from the next bunch on, those
@@ -229,6 +250,7 @@ func (s *Session) finish(reason closeReason) {
 	s.state, s.reason = stateClosing, reason
 	s.closingSince.Store(max(1, s.core.now()))
 	s.unlockAndWake()
+	s.tellGone()
 }
 
 // abort ends the session at once; what is pending is dropped. Any goroutine.
@@ -266,4 +288,5 @@ func (s *Session) closed() {
 		s.cur.recycle()
 		s.cur = nil
 	}
+	s.tellGone()
 }

@@ -28,7 +28,9 @@ func (s *Session) checkLength(h *wire.Header) bool {
 // frame takes one whole frame; body is as sent, sound says that the checksum holds. Views of body live
 // until the bunch is served.
 func (s *Session) frame(h *wire.Header, body []byte, sound bool) {
-	s.shard.requests.Add(1)
+	if h.Op != wire.OpCredit {
+		s.shard.requests.Add(1)
+	}
 	// Nothing runs, and nothing but the length was believed, before the checksum holds.
 	if s.crc && h.Flags&wire.FlagCRC == 0 {
 		s.fail(wire.StatusBadRequest, closedCorrupt, "a frame lacks the agreed checksum")
@@ -38,7 +40,7 @@ func (s *Session) frame(h *wire.Header, body []byte, sound bool) {
 		s.fail(wire.StatusBadRequest, closedCorrupt, "a frame fails its checksum")
 		return
 	}
-	if h.ID == 0 && h.Op != wire.OpPing && h.Op != wire.OpCancel {
+	if h.ID == 0 && h.Op != wire.OpPing && h.Op != wire.OpCancel && h.Op != wire.OpCredit {
 		s.refuse(h, &wire.Refusal{Status: wire.StatusBadRequest, Text: "request id 0 belongs to the connection itself"})
 		return
 	}
@@ -66,6 +68,11 @@ func (s *Session) frame(h *wire.Header, body []byte, sound bool) {
 		id := cancelID(r)
 		s.serve()
 		s.core.handler.Cancel(s, id)
+	case wire.OpCredit:
+		// Likewise.
+		id, bytes := creditOf(r)
+		s.serve()
+		s.core.handler.Credit(s, id, bytes)
 	default:
 		sc.n++
 		sc.cost += int64(len(body))
@@ -81,13 +88,22 @@ func cancelID(r *wire.Request) uint32 {
 	return uint32(p[0]) | uint32(p[1])<<8 | uint32(p[2])<<16 | uint32(p[3])<<24
 }
 
+// creditOf reads what a CREDIT gives to which request. REQUIRES: r passed wire.ParseRequest.
+func creditOf(r *wire.Request) (id, bytes uint32) {
+	id, bytes, ok := wire.DecodeCredit(r.Payload)
+	if !ok {
+		panic("BUG: a credit that was checked does not decode")
+	}
+	return id, bytes
+}
+
 // admit applies credits and caps to a request of cost bytes; false: it was answered and not executed.
 func (s *Session) admit(h *wire.Header, cost int) bool {
-	if h.Op == wire.OpPing || h.Op == wire.OpCancel {
+	if h.Op == wire.OpPing || h.Op == wire.OpCancel || h.Op == wire.OpCredit {
 		return true
 	}
 	o, sc := &s.core.o, s.scratch
-	pending := s.pending.Load()
+	pending := s.ordinary()
 	switch {
 	case s.view.draining:
 		s.refuse(h, &wire.Refusal{Status: wire.StatusDraining, Text: wire.StatusDraining.Info().Message})
@@ -237,11 +253,16 @@ func (s *Session) serveUnpacked(t wire.Token, h wire.Header, packed []byte, char
 	switch r.Op {
 	case wire.OpPing:
 		s.answer(t, &wire.Response{Status: wire.StatusOK, Payload: r.Payload}, true)
-	case wire.OpCancel:
+	case wire.OpCancel, wire.OpCredit:
 		s.mu.Lock()
 		s.release(t)
 		s.unlockAndWake()
-		s.core.handler.Cancel(s, cancelID(r))
+		if r.Op == wire.OpCancel {
+			s.core.handler.Cancel(s, cancelID(r))
+			return
+		}
+		id, bytes := creditOf(r)
+		s.core.handler.Credit(s, id, bytes)
 	default:
 		s.shard.bunches.Add(1)
 		s.shard.bunchSizes.Observe(1)

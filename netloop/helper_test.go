@@ -117,6 +117,12 @@ func (st *store) one(c wire.Completer, r *wire.Request) {
 
 func (st *store) Cancel(wire.Completer, uint32) { st.cancels.Add(1) }
 
+func (st *store) Credit(wire.Completer, uint32, uint32) {}
+
+func (st *store) Writable(wire.Completer) {}
+
+func (st *store) Gone(wire.Completer) {}
+
 func (st *store) put(key string, value []byte) {
 	st.mu.Lock()
 	st.m[key] = value

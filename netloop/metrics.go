@@ -67,8 +67,10 @@ func (s *Server) WriteMetrics(w io.Writer) error {
 	single("kvstore_native_loop_wakes_total", "counter", "Wake-ups of event loops by answers.", st.WakesTotal)
 	single("kvstore_native_accept_errors_total", "counter", "Failed accepts, such as running out of files.", st.AcceptErrorsTotal)
 	single("kvstore_native_panics_total", "counter", "Panics that were caught; each cost a connection.", st.PanicsTotal)
+	single("kvstore_native_stream_waits_total", "counter", "Frames of streams that found too much pending on their connection and wait.", st.StreamWaitsTotal)
 	single("kvstore_native_inflight_requests", "gauge", "Requests not answered yet.", st.Inflight)
 	single("kvstore_native_out_bytes", "gauge", "Bytes of answers that wait to be written.", st.OutBytes)
+	single("kvstore_native_stream_bytes", "gauge", "Bytes among them that are frames of watches and streamed listings.", st.StreamBytes)
 	single("kvstore_native_out_buffer_bytes", "gauge", "Memory of the buffers that hold them.", st.OutBufferBytes)
 	single("kvstore_native_big_frame_bytes", "gauge", "Memory of incomplete and unpacked frames above 64 KiB.", st.BigFrameBytes)
 

@@ -102,6 +102,10 @@ type Options struct {
 	// connection that would exceed OutHardBytes plus one largest answer (16 MiB and 128 KiB) is closed.
 	// Default 8 MiB.
 	OutHardBytes int
+	// StreamBytes: with more than this pending, whatever it is, a connection takes no more frames of watches and
+	// streamed listings until half of it is written. What streams have queued counts for none of the other caps: at
+	// most this much, and one largest frame. Default 512 KiB.
+	StreamBytes int
 	// OutTotalBytes bounds the out buffers of all connections: beyond it whoever has more than 64 KiB
 	// pending gets BUSY. Default 512 MiB.
 	OutTotalBytes int
@@ -153,6 +157,7 @@ func (o Options) withDefaults() Options {
 	setInt(&o.InflightBytes, wire.ConnInflightBytesMax)
 	setInt(&o.OutSoftBytes, 2<<20)
 	setInt(&o.OutHardBytes, 8<<20)
+	setInt(&o.StreamBytes, 512<<10)
 	setInt(&o.OutTotalBytes, 512<<20)
 	setInt(&o.BigFrameBytes, 256<<20)
 	setTime(&o.RetryAfter, 20*time.Millisecond)
@@ -177,7 +182,7 @@ func (o *Options) validate() error {
 		value int
 	}{
 		{"Loops", o.Loops}, {"MaxConns", o.MaxConns}, {"Handshakes", o.Handshakes}, {"PartialRateMin", o.PartialRateMin},
-		{"Inflight", o.Inflight}, {"OutSoftBytes", o.OutSoftBytes}, {"CodecWorkers", o.CodecWorkers}, {"CodecQueue", o.CodecQueue},
+		{"Inflight", o.Inflight}, {"OutSoftBytes", o.OutSoftBytes}, {"StreamBytes", o.StreamBytes}, {"CodecWorkers", o.CodecWorkers}, {"CodecQueue", o.CodecQueue},
 	} {
 		fault(f.value < 1, "%s is %d, at least 1", f.name, f.value)
 	}

@@ -8,6 +8,8 @@ type outBuf struct {
 	// charge is the capacity that core.out counts for it.
 	charge int
 	owner  *budget
+	// stream: it is one of Session.streams, or was.
+	stream bool
 }
 
 var outPool = sync.Pool{New: func() any { return &outBuf{b: make([]byte, 0, 4<<10)} }}
@@ -21,7 +23,7 @@ func (b *outBuf) recycle() {
 		b.charge, b.owner = 0, nil
 	}
 	if cap(b.b) <= outKeepBytes {
-		b.b = b.b[:0]
+		b.b, b.stream = b.b[:0], false
 		outPool.Put(b)
 	}
 }
@@ -52,11 +54,14 @@ func (s *Session) dropQueues() {
 	for _, b := range s.big {
 		b.recycle()
 	}
-	s.big = nil
+	for _, b := range s.streams {
+		b.recycle()
+	}
+	s.big, s.streams = nil, nil
 }
 
 // next gives bytes to write, or nil when there are none; then the next answer wakes the driver again.
-// Small answers overtake large ones. Flusher only.
+// Small answers overtake large ones; frames of streams, which keep their order, take turns with both. Flusher only.
 func (s *Session) next() []byte {
 	if s.cur != nil && s.curOff < len(s.cur.b) {
 		return s.cur.b[s.curOff:]
@@ -67,14 +72,12 @@ func (s *Session) next() []byte {
 	switch {
 	case s.state >= stateFinished:
 		s.dirty = false
+	case len(s.streams) > 0 && (s.ordinaryTaken || s.buf == nil && len(s.big) == 0):
+		s.cur, s.ordinaryTaken = cutFirst(&s.streams), false
 	case s.buf != nil:
-		s.cur, s.buf = s.buf, nil
+		s.cur, s.buf, s.ordinaryTaken = s.buf, nil, true
 	case len(s.big) > 0:
-		s.cur = s.big[0]
-		s.big[0] = nil
-		if s.big = s.big[1:]; len(s.big) == 0 {
-			s.big = nil
-		}
+		s.cur, s.ordinaryTaken = cutFirst(&s.big), true
 	default:
 		s.dirty = false
 		// An answer that is still being encoded counts in pending and will wake us.
@@ -96,11 +99,27 @@ func (s *Session) next() []byte {
 	return s.cur.b
 }
 
+// cutFirst takes the first buffer off a queue that has one.
+func cutFirst(q *[]*outBuf) *outBuf {
+	b := (*q)[0]
+	(*q)[0] = nil
+	if *q = (*q)[1:]; len(*q) == 0 {
+		*q = nil
+	}
+	return b
+}
+
 // sent tells that n bytes of what next gave are written. Flusher only.
 func (s *Session) sent(n int) {
 	s.curOff += n
 	s.pending.Add(int64(-n))
+	if s.cur.stream {
+		s.streamed.Add(int64(-n))
+	}
 	s.shard.bytesOut.Add(uint64(n))
+	if s.wanted.Load() {
+		s.grant()
+	}
 }
 
 // stalled tells that the peer takes no more for now; progress says whether it took something since the

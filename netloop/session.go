@@ -55,6 +55,8 @@ type Session struct {
 	// Owned by the flusher.
 	cur    *outBuf
 	curOff int
+	// ordinaryTaken: the last buffer was none of streams, so that those have the next turn.
+	ordinaryTaken bool
 
 	// Read by any goroutine. Times are on core.now's clock; 0 means "not now".
 	pending      atomic.Int64 // bytes of answers queued or being encoded, not yet written
@@ -65,6 +67,9 @@ type Session struct {
 	closingSince atomic.Int64 // when stateClosing began
 	finishedAt   atomic.Int64 // written by the flusher: everything is sent, lingering
 	feedingAt    atomic.Int64 // fedAt while Feed runs; lets Complete spare a clock reading
+	streamed     atomic.Int64 // those bytes of pending that are in streams or on their way there
+	wanted       atomic.Bool  // a Push found no room: Handler.Writable is due when there is
+	goneTold     atomic.Bool  // Handler.Gone was called
 
 	// Guarded by mu.
 	mu            sync.Mutex
@@ -79,6 +84,7 @@ type Session struct {
 	inflightBytes int64
 	buf           *outBuf   // small answers, in order of completion
 	big           []*outBuf // one large answer each
+	streams       []*outBuf // frames of streams, in order
 }
 
 // view is the feeder's copy of guarded fields. Others only ever lower inflight and bytes, so an old

@@ -29,11 +29,15 @@ type Stats struct {
 	// AcceptErrorsTotal counts failed accepts, such as running out of files.
 	AcceptErrorsTotal uint64
 	PanicsTotal       uint64
+	// StreamWaitsTotal counts frames of streams that found too much pending on their connection.
+	StreamWaitsTotal uint64
 
-	// Inflight is the number of unanswered requests, OutBytes the answers that wait to be written,
+	// Inflight is the number of unanswered requests, OutBytes the answers that wait to be written, StreamBytes
+	// those of them that are frames of streams,
 	// OutBufferBytes the memory they occupy, BigFrameBytes the memory of incomplete large frames.
 	Inflight       int
 	OutBytes       int64
+	StreamBytes    int64
 	OutBufferBytes int64
 	BigFrameBytes  int64
 }
@@ -99,6 +103,7 @@ type counters struct {
 	refused      [refuseReasons]atomic.Uint64
 	closed       [closeReasons]atomic.Uint64
 	busy         [busyReasons]atomic.Uint64
+	pushFull     atomic.Uint64
 }
 
 // Operations and classes of the duration histograms.
@@ -186,6 +191,7 @@ func (c *core) stats() Stats {
 		Handshakes:        int(c.counters.handshakes.Load()),
 		AcceptErrorsTotal: c.counters.acceptErrors.Load(),
 		PanicsTotal:       c.counters.panics.Load(),
+		StreamWaitsTotal:  c.counters.pushFull.Load(),
 		OutBufferBytes:    c.out.used.Load(),
 		BigFrameBytes:     c.big.used.Load(),
 		Refused:           make(map[string]uint64, refuseReasons),
@@ -215,6 +221,7 @@ func (c *core) stats() Stats {
 		st.ConnsOpen++
 		st.Inflight += s.inflightNow()
 		st.OutBytes += s.pending.Load()
+		st.StreamBytes += s.streamed.Load()
 	}
 	return st
 }

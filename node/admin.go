@@ -22,7 +22,7 @@ const adminCallsMax = 16
 
 // adminRequest is what OpAdmin asks.
 type adminRequest struct {
-	// Action is list, scrub, or one of adminActions.
+	// Action is list, scrub, or one of adminActions. (Those of namespaces are a namespaceRequest.)
 	Action string `json:"action"`
 	// ID is the member that is meant; empty for list, and for transfer to the most advanced voter.
 	ID string `json:"id"`
@@ -103,6 +103,8 @@ func (a *admin) begin(c wire.Completer, r *wire.Request, deadline int64) {
 	} else if !shard.leading() {
 		refuse(c, r.Token(), shard.notLeading())
 		return
+	} else if asksForNamespaces(r.Payload) {
+		call = a.namespaces
 	}
 	select {
 	case a.calls <- struct{}{}:

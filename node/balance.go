@@ -15,7 +15,7 @@ const (
 	// priorityAfterDefault is how long a voter must have been well before it is handed the leadership for its
 	// priority alone: one that comes and goes would take it along each time.
 	priorityAfterDefault = time.Minute
-	// clockSkewMax is how far a leader's wall clock may be off those of the voters: it stamps entries with it.
+	// clockSkewMax is how far a leader's wall clock may be off those of the voters: something is wrong with its machine.
 	clockSkewMax = time.Second
 	// balancePauseMin and balancePauseMax bound the pause after handing the leadership over, or trying to. It
 	// doubles each time, and begins anew after twice the longest without another attempt: a leadership that
@@ -139,12 +139,16 @@ func (b *balance) alarm(log *slog.Logger, trouble string, another bool) {
 // Troubles for which a leader gives its place to another.
 const (
 	troubleClock = "its wall clock is more than a second off those of the other voters: check the time service of its machine"
+	troubleTime  = "its boot clock does not run as those of the other voters: its cluster clock was more than a second off theirs"
 	troubleDisk  = "its disk has too little space"
 )
 
 // trouble tells why this node should not lead while another could, "" if nothing speaks against it.
 func (s *Shard) trouble() string {
-	if ms, ok := s.group.WallSkew(); ok && time.Duration(abs(ms))*time.Millisecond > clockSkewMax {
+	if s.time.Off() {
+		return troubleTime
+	}
+	if ms, ok := s.wallSkew(); ok && time.Duration(abs(ms))*time.Millisecond > clockSkewMax {
 		return troubleClock
 	}
 	if !s.diskOK(s.roster.self.ID) {

@@ -19,7 +19,8 @@
 // Who owns what. Node owns every part that it opened and closes it. A Shard owns its group, batcher, engine,
 // forwarder, keeper, health, scrubber and expiry loop; a node has one shard today and nothing here assumes that it will never have
 // more: no state is kept at package level, and requests carry a group id. The read pool owns the goroutines that
-// touch the engine's tables on behalf of event loops; the board owns the questions to other nodes, admin its
+// touch the engine's tables on behalf of event loops; streams own those that send watches and streamed listings
+// (stream.go, watch.go, streamscan.go); the board owns the questions to other nodes, admin its
 // calls.
 //
 // What it never does. It never answers a write before the log has it and the engine has applied it, never serves

@@ -34,7 +34,7 @@ func (x *expiry) start(s *Shard) {
 			// At the last of the disk nothing is written, not even this: what is due goes when space returns.
 			for ctx.Err() == nil && s.leading() && s.health.disks.writable() != diskguard.Critical {
 				deadline, ok := s.engine.DueExpiry()
-				if !ok || deadline > time.Now().UnixMicro() {
+				if !ok || deadline > s.logTime() {
 					break
 				}
 				if r := s.propose(ctx, &wire.Op{Op: wire.OpExpire}, wire.AppendExpire(nil, expiryRecordsMax)); r.Status != wire.StatusOK {

@@ -176,12 +176,17 @@ func (f *followerReads) await(to wire.Completer, it *readItem) bool {
 		f.s.reads.refuse(job, refusal)
 		return true
 	}
-	// Revisions count entries from a base that a recovery raises; the index is exact unless one comes in between.
-	at := f.s.shard.engine.Applied()
-	base := wire.RevisionTS(at.Revision) - min(wire.RevisionTS(at.Revision), at.Index)
-	ts := wire.RevisionTS(it.minRevision)
-	f.start(r, ts-min(ts, base))
+	f.start(r, f.s.shard.indexOf(it.minRevision))
 	return true
+}
+
+// indexOf gives the index of the entry with a revision that is not applied yet. Revisions count entries from a base that
+// a recovery raises; the index is exact unless one comes in between.
+func (s *Shard) indexOf(rev wire.Revision) uint64 {
+	at := s.engine.Applied()
+	base := wire.RevisionTS(at.Revision) - min(wire.RevisionTS(at.Revision), at.Index)
+	ts := wire.RevisionTS(rev)
+	return ts - min(ts, base)
 }
 
 // enter counts a job in, as the only one of r or, without that, as one that has arrived; or it gives the refusal.
@@ -313,20 +318,11 @@ func (f *followerReads) ask() leaderWord {
 	sh := f.s.shard
 	ctx, cancel := context.WithTimeout(f.ctx, f.timeout)
 	defer cancel()
-	switch sh.howToRead() {
-	case readNow:
-		return leaderWord{point: sh.readPoint()}
-	case readConfirmed:
-		confirmed := make(chan error, 1)
-		sh.group.ReadIndex(func(err error) { confirmed <- err })
-		select {
-		case err := <-confirmed:
-			if err == nil {
-				return leaderWord{point: sh.readPoint()}
-			}
-		case <-ctx.Done():
+	if sh.howToRead() != readElsewhere {
+		if sh.confirm(ctx) != nil {
+			return leaderWord{refusal: leaderSilent}
 		}
-		return leaderWord{refusal: leaderSilent}
+		return leaderWord{point: sh.readPoint()}
 	}
 	address, _, known := sh.leaderElsewhere()
 	if !known {

@@ -194,7 +194,7 @@ func TestFollowerRead_BehindTheLeader_WaitsAndGivesUpInTime(t *testing.T) {
 }
 
 func TestFollowerRead_Bounds_RefuseAndForgetNothing(t *testing.T) {
-	c := newCluster(t, 3, func(o *Options) { o.Service.ReadQueueBytes = 4 << 10 })
+	c := newCluster(t, 3, func(o *Options) { o.Service.ReadQueueBytes = 5 << 10 })
 	c.start(c.ids...)
 	_, others := c.leader()
 	n := others[0]

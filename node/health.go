@@ -44,6 +44,9 @@ type vitals struct {
 	Stalled bool `json:"stalled"`
 	// Damaged: it has met damage in its state, which it will make anew in its turn.
 	Damaged bool `json:"damaged"`
+	// Time is the cluster's time as it knows it, Unix µs, 0 if it does not. Term is the term that it leads, 0 if none.
+	Time int64  `json:"time"`
+	Term uint64 `json:"term"`
 }
 
 // diskState reads the state of the disk. What a later build may add counts as critical.
@@ -129,6 +132,7 @@ func (h *health) tell() []byte {
 		Ready: h.ready.Load(), Stalled: h.stalled.Load(), Damaged: h.s.damage.Load() != nil, Digests: h.s.digests(),
 	}
 	v.Digests = v.Digests[max(0, len(v.Digests)-digestsToldMax):]
+	v.Time, v.Term = h.s.time.Tell(h.clock.Boot().Microseconds())
 	b, err := json.Marshal(&v)
 	if err != nil {
 		panic("BUG: cannot encode the vitals: " + err.Error())
@@ -136,21 +140,21 @@ func (h *health) tell() []byte {
 	return b
 }
 
-// hear takes what another node said of itself. Called on goroutines of the transport.
-func (h *health) hear(id string, incarnation [16]byte, at int64, b []byte) {
-	var v vitals
+// hear takes what another node said of itself, and returns it; nothing if it can't be understood. Called on goroutines
+// of the transport.
+func (h *health) hear(id string, incarnation [16]byte, at int64, b []byte) (v vitals) {
 	if json.Unmarshal(b, &v) != nil {
-		return // of a build that says it differently: it counts as silent
+		return vitals{} // of a build that says it differently: it counts as silent
 	}
 	v.Digests = slices.DeleteFunc(v.Digests, func(p digestPoint) bool { return p.index == 0 })
 	if !slices.IsSortedFunc(v.Digests, func(a, b digestPoint) int { return cmp.Compare(a.index, b.index) }) {
-		return
+		return vitals{}
 	}
 	h.mu.Lock()
 	p := h.peers[id]
 	if p == nil && len(h.peers) >= vitalsPeersMax {
 		h.mu.Unlock()
-		return
+		return v
 	}
 	next := &peerHealth{incarnation: incarnation, at: at, vitals: v}
 	if p != nil && p.incarnation == incarnation {
@@ -163,6 +167,7 @@ func (h *health) hear(id string, incarnation [16]byte, at int64, b []byte) {
 	case h.wake <- struct{}{}:
 	default:
 	}
+	return v
 }
 
 // of gives what a node said of itself; ok is false when that is too long ago.
@@ -225,6 +230,7 @@ func (h *health) look(now time.Time) {
 		d.state, d.known = h.disk(m.ID)
 		disks = append(disks, d)
 	}
+	s.tickTime(voters)
 	h.disks.look(self, disks)
 	h.compare(&st, voters)
 	h.repair(now, voters)

@@ -47,7 +47,7 @@ func (s *Shard) writeHealth(w io.Writer) error {
 	if scrub.FinishedAt != nil {
 		samples = append(samples, sample{"kvstore_scrub_finished_timestamp_seconds", "gauge", "When the last scrub ended, in Unix time.", float64(scrub.FinishedAt.UnixMilli()) / 1000})
 	}
-	if ms, ok := s.group.WallSkew(); ok {
+	if ms, ok := s.wallSkew(); ok {
 		samples = append(samples, sample{"kvstore_clock_skew_seconds", "gauge", "How far this node's time of day is off the median of the voters'.", float64(ms) / 1000})
 	}
 	if err := writeSamples(w, samples); err != nil {

@@ -37,7 +37,7 @@ const (
 
 // keeper is the loop that keeps what the cluster knows of its nodes true. On the leader it gives a new
 // cluster its identity, finishes a recovery, writes member records, finishes removals and demotions, follows changed
-// addresses, and hands the leadership to a node that should rather have it; on every node it finds out when the node
+// addresses, raises the behaviour level, and hands the leadership to a node that should rather have it; on every node it finds out when the node
 // has caught up for the first time.
 type keeper struct {
 	loop
@@ -123,7 +123,7 @@ func (k *keeper) look(ctx context.Context) (over bool) {
 		k.refused(err)
 		return true
 	}
-	if _, ok := s.group.LeaderTerm(); ok {
+	if _, ok := s.group.LeaderTerm(); ok && s.beginTime() {
 		k.lead(ctx)
 	}
 	if !k.isSettled() {
@@ -273,7 +273,7 @@ func (k *keeper) found(ctx context.Context) error {
 	if _, _, ok := k.s.engine.Identity(); ok {
 		return nil
 	}
-	in := wire.Init{Level: behaviourLevel}
+	in := wire.Init{Level: k.s.level}
 	rand.Read(in.ClusterID[:]) // never fails: it ends the process if the system has no randomness
 	rand.Read(in.HistoryID[:])
 	r := k.s.propose(ctx, &wire.Op{Op: wire.OpInit}, wire.AppendInit(nil, &in))
@@ -296,7 +296,7 @@ func (k *keeper) tidy(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return s.raiseLevel(ctx)
 }
 
 func (k *keeper) tidyMember(ctx context.Context, m *consensus.Member) error {

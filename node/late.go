@@ -23,6 +23,18 @@ func (l *lateService) Do(ctx context.Context, principal any, r *wire.Request) wi
 	if s := l.service.Load(); s != nil {
 		return s.Do(ctx, principal, r)
 	}
+	return l.notReady()
+}
+
+// Stream implements the gateway's Service.
+func (l *lateService) Stream(ctx context.Context, principal any, r *wire.Request, each func(*wire.Response) error) wire.Response {
+	if s := l.service.Load(); s != nil {
+		return s.Stream(ctx, principal, r, each)
+	}
+	return l.notReady()
+}
+
+func (l *lateService) notReady() wire.Response {
 	return wire.ErrorResponse(&wire.Refusal{
 		Status: wire.StatusNotReady, RetryAfterMs: lateRetryMs,
 		Text: "the node is still starting (" + l.awaits() + "); nothing was changed: try again shortly, or ask another node",

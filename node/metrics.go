@@ -197,6 +197,12 @@ func (s *Shard) writeMetrics(w io.Writer) error {
 	if err := s.writePeerMetrics(w); err != nil {
 		return err
 	}
+	if err := s.writeNamespaceMetrics(w); err != nil {
+		return err
+	}
+	if err := s.writeFeedMetrics(w); err != nil {
+		return err
+	}
 	return s.writeEngineMetrics(w)
 }
 
@@ -242,6 +248,9 @@ func (s *Service) writeMetrics(w io.Writer) error {
 		if _, err := fmt.Fprintf(w, "%s{outcome=%q} %d\n", name, o.outcome, o.n.Load()); err != nil {
 			return err
 		}
+	}
+	if err := s.streams.writeMetrics(w); err != nil {
+		return err
 	}
 	return writeSamples(w, append(s.follower.samples(), []sample{
 		{"kvstore_peer_status_rounds_total", "counter", "Rounds in which the other nodes were asked for their status.", float64(s.board.rounds.Load())},

@@ -259,7 +259,7 @@ func (n *Node) describe(id *identity, ls *listeners) (*nodeInfo, error) {
 	}
 	in.member = wire.Member{
 		ID: o.NodeID, Incarnation: bits, RaftAddress: cmp.Or(o.RaftAdvertise, advertised(o.RaftListen, ls.raft)),
-		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: behaviourLevel, Priority: uint8(o.LeaderPriority),
+		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: o.level, Priority: uint8(o.LeaderPriority),
 	}
 	return in, nil
 }
@@ -353,12 +353,15 @@ func (n *Node) Close(ctx context.Context) error {
 	}
 	if n.service != nil {
 		n.service.draining.Store(true)
+		n.service.streams.drain()
 	}
 	n.drainDoors(ctx, keep)
 	if n.service != nil {
+		n.service.newcomers.close()
 		n.service.admin.close()
 		n.service.board.close()
 		n.service.reads.close()
+		n.service.streams.close()
 	}
 	if n.shard != nil {
 		keep("shard", n.shard.close(ctx))

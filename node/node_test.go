@@ -205,7 +205,7 @@ func TestService_Authorizer_IsAskedForEveryOperationInside(t *testing.T) {
 
 type limiter struct{}
 
-func (limiter) Allow(_ *Principal, op wire.Opcode, bytes int) (bool, uint32) {
+func (limiter) Allow(_ *Principal, _ uint32, op wire.Opcode, bytes int) (bool, uint32) {
 	return op != wire.OpPut || bytes < 100, 1234
 }
 

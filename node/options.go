@@ -11,6 +11,7 @@ import (
 	"kvstore/batcher"
 	"kvstore/consensus"
 	"kvstore/engine"
+	"kvstore/feed"
 	"kvstore/internal/diskguard"
 	"kvstore/netloop"
 	"kvstore/wire"
@@ -86,6 +87,9 @@ type Options struct {
 	// opening it again. Default: log it and exit with status 1.
 	Fatal func(error)
 
+	// level is the newest behaviour level that the node claims to know: behaviourLevel but in tests.
+	level uint16
+
 	// Service holds the decisions of the doors. As in the structs below, the node fills in directories,
 	// names, loggers and joints itself.
 	Service ServiceOptions
@@ -95,6 +99,8 @@ type Options struct {
 	Consensus consensus.Options
 	// Engine configures the store.
 	Engine engine.Options
+	// Feed configures the change feed.
+	Feed feed.Options
 	// Net configures the door of the binary protocol.
 	Net netloop.Options
 	// Disk configures the guard of free space.
@@ -112,6 +118,9 @@ func (o Options) withDefaults() Options {
 	def(&o.Version, "dev")
 	def(&o.Commit, "unknown")
 	def(&o.ReadMode, readModeLease)
+	if o.level == 0 {
+		o.level = behaviourLevel
+	}
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 20 * time.Second
 	}
@@ -176,6 +185,9 @@ func (o *Options) validate() error {
 		if err := checkAddress(a.addr); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", a.name, err))
 		}
+	}
+	if err := o.Feed.Check(); err != nil {
+		errs = append(errs, fmt.Errorf("change feed: %w", err))
 	}
 	errs = append(errs, o.validateCluster())
 	for _, l := range []struct{ name, addr string }{

@@ -15,8 +15,7 @@ const (
 	readQueueBytesDefault = 16 << 20
 	// readJobItemsMax splits a long bunch, so that two workers share it.
 	readJobItemsMax = 64
-	// readQueueJobs is the room of the queue in jobs; the bound in bytes is reached first unless jobs are
-	// tiny.
+	// readQueueJobs is the room of the queue in jobs; the bound in bytes is reached first.
 	readQueueJobs = 4096
 	// readBufferBytesKeep is the largest answer buffer that a worker keeps between jobs.
 	readBufferBytesKeep = 1 << 20
@@ -36,6 +35,9 @@ type readItem struct {
 	pin wire.Revision
 	// waited: it has waited for minRevision already.
 	waited bool
+	// begins: a stream asks for the revision that it is to begin with, as appendStart encodes it.
+	begins bool
+	name   []byte // of the namespace; empty: the default one. ns is what it stood for at the door
 	key    []byte // or the payload of a MULTIGET, SCAN or STATUS
 }
 
@@ -45,6 +47,8 @@ type readJob struct {
 	items []readItem
 	arena []byte
 	bytes int
+	// shares is what it holds of readPool.shares.
+	shares []readShare
 	// next is queued behind this job in one go, and done by the same worker.
 	next *readJob
 }
@@ -56,6 +60,7 @@ type readPool struct {
 	queue    chan *readJob
 	bytesMax int64
 	bytes    atomic.Int64
+	shares   readShares
 	// confirmed counts the reads that waited for a majority.
 	confirmed atomic.Uint64
 	free      sync.Pool
@@ -114,12 +119,13 @@ func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Reques
 	}
 	at := len(job.arena)
 	// A growing arena moves, but items that were cut from the old one keep it alive: they stay valid.
-	job.arena = append(job.arena, src...)
+	job.arena = append(append(job.arena, src...), r.Namespace...)
+	end := at + len(src)
 	job.items = append(job.items, readItem{
 		token: r.Token(), ns: ns, minRevision: r.MinRevision, atRevision: r.AtRevision,
-		deadline: deadline, age: age, stale: r.Stale, key: job.arena[at:len(job.arena):len(job.arena)],
+		deadline: deadline, age: age, stale: r.Stale, key: job.arena[at:end:end], name: job.arena[end:len(job.arena):len(job.arena)],
 	})
-	job.bytes += len(src)
+	job.bytes += readItemBytes + len(job.arena) - at
 	return job
 }
 
@@ -127,10 +133,11 @@ func (p *readPool) add(job *readJob, c wire.Completer, ns uint32, r *wire.Reques
 func (p *readPool) single(to wire.Completer, it *readItem) *readJob {
 	job := p.free.Get().(*readJob)
 	job.to = to
-	job.arena = append(job.arena, it.key...)
-	job.bytes = len(it.key)
+	job.arena = append(append(job.arena, it.key...), it.name...)
+	job.bytes = readItemBytes + len(job.arena)
 	copied := *it
-	copied.key = job.arena[:len(job.arena):len(job.arena)]
+	end := len(it.key)
+	copied.key, copied.name = job.arena[:end:end], job.arena[end:len(job.arena):len(job.arena)]
 	job.items = append(job.items, copied)
 	return job
 }
@@ -145,9 +152,12 @@ func (p *readPool) submit(job *readJob) {
 	}
 }
 
-// reserve counts a job's bytes until release, or refuses its reads when they exceed the bound.
+// reserve counts a job's bytes until release, or refuses its reads when they exceed the bound, or what its namespaces
+// may have of the room that there is.
 func (p *readPool) reserve(job *readJob) bool {
-	if p.bytes.Add(int64(job.bytes)) > p.bytesMax {
+	job.bytes += int(p.bytesMax / readQueueJobs) // so that the bytes are used up before the places in the queue are
+	all := p.bytes.Add(int64(job.bytes))
+	if fits := p.shares.take(job, p.bytesMax-all+int64(job.bytes)); !fits || all > p.bytesMax {
 		p.refuse(job, busy)
 		return false
 	}
@@ -219,8 +229,9 @@ func (p *readPool) refuse(job *readJob, refusal *wire.Refusal) {
 
 func (p *readPool) release(job *readJob) {
 	p.bytes.Add(-int64(job.bytes))
+	p.shares.release(job)
 	clear(job.items)
-	*job = readJob{items: job.items[:0], arena: job.arena[:0]}
+	*job = readJob{items: job.items[:0], arena: job.arena[:0], shares: job.shares[:0]}
 	if cap(job.arena) <= readBufferBytesKeep {
 		p.free.Put(job)
 	}
@@ -266,13 +277,36 @@ func (w *readWorker) run(s *Service, to wire.Completer, it *readItem) {
 	if it.pin == 0 && it.minRevision > s.shard.engine.Applied().Revision && !it.waited && s.follower.await(to, it) {
 		return
 	}
-	r := w.answer(s, it)
+	r := w.answerIn(s, it)
 	if it.stale && r.Status.Class() == wire.ClassResult {
 		// w.ext holds what r.Ext is, if anything.
 		w.ext = wire.AppendExtU64(append(w.ext[:0], r.Ext...), wire.ExtAge, it.age)
 		r.Ext = w.ext
 	}
 	to.Complete(it.token, &r)
+}
+
+// resolveTriesMax is how often a read begins anew because its namespace was dropped under it.
+const resolveTriesMax = 3
+
+// answerIn answers one read in the namespace that its name stands for.
+func (w *readWorker) answerIn(s *Service, it *readItem) wire.Response {
+	if len(it.name) == 0 {
+		return w.answer(s, it)
+	}
+	for range resolveTriesMax {
+		ns, refusal := it.resolve(s)
+		if refusal != nil {
+			return wire.ErrorResponse(refusal, w.ext[:0])
+		}
+		it.ns = ns
+		r := w.answer(s, it)
+		if now, _ := s.shard.namespace(it.name); now == ns {
+			return r
+		}
+		// It was dropped, or came to be, meanwhile: what was read may be what a purge has left.
+	}
+	return wire.ErrorResponse(lagging, w.ext[:0])
 }
 
 func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
@@ -301,6 +335,13 @@ func (w *readWorker) answer(s *Service, it *readItem) wire.Response {
 		o.AtRevision = it.pin
 	case it.pin != 0 && it.atRevision > it.pin:
 		return wire.Response{Status: wire.StatusFutureRevision}
+	}
+	if it.begins {
+		if it.atRevision != 0 {
+			newest = it.atRevision
+		}
+		w.buf = appendStart(w.buf[:0], newest, it.ns)
+		return wire.Response{Payload: w.buf}
 	}
 	var r wire.Response
 	var err error
@@ -386,9 +427,20 @@ func (s *Service) cached(to wire.Completer, ns uint32, r *wire.Request, age uint
 	if r.AtRevision != 0 || r.MinRevision != 0 {
 		return false
 	}
+	if len(r.Namespace) != 0 {
+		// Its name must have meant ns after it was decided that the applied state may be read.
+		if now, ok := s.shard.namespace(r.Namespace); !ok || now != ns {
+			return false
+		}
+	}
 	c := cachedReads.Get().(*cachedRead)
 	c.to, c.token, c.stale, c.age = to, r.Token(), r.Stale, age
 	st, hit := s.shard.engine.GetCached(ns, r.Key, c.fn)
+	if hit && st != wire.StatusOK && len(r.Namespace) != 0 {
+		// Nothing is there: because the namespace has been dropped since, and purged?
+		now, _ := s.shard.namespace(r.Namespace)
+		hit = now == ns
+	}
 	if hit && st != wire.StatusOK {
 		c.resp = wire.Response{Status: st}
 		if c.stale && st.Class() == wire.ClassResult {

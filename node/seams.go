@@ -21,9 +21,9 @@ var anonymous = &Principal{Name: "anonymous"}
 type Access struct {
 	Op        wire.Opcode
 	Namespace uint32
-	// Key is the key, or the prefix of a listing.
+	// Key is the key, or the prefix or beginning of a listing or watch.
 	Key []byte
-	// End bounds a listing: it may return keys in [Key, End) and, when Prefix is true, only those that
+	// End bounds a listing or watch: it may return keys in [Key, End) and, when Prefix is true, only those that
 	// begin with Key.
 	End    []byte
 	Prefix bool
@@ -49,19 +49,19 @@ func (AllowAll) Authorize(*Principal, *Access) bool { return true }
 // Open says that it always says yes.
 func (AllowAll) Open() bool { return true }
 
-// Limiter bounds the rate of requests. It is asked once for each request, on event loops, and must not
-// block.
+// Limiter bounds the rate of requests, beside the limits that namespaces have as state. It is asked once for each
+// request, on event loops, and must not block.
 type Limiter interface {
-	// Allow reports whether p may run one request of bytes now; otherwise after how many milliseconds it
-	// may ask again.
-	Allow(p *Principal, op wire.Opcode, bytes int) (ok bool, retryAfterMs uint32)
+	// Allow reports whether p may run one request of bytes now, in the namespace ns (wire.NamespaceNone where its
+	// name stands for none yet); otherwise after how many milliseconds it may ask again.
+	Allow(p *Principal, ns uint32, op wire.Opcode, bytes int) (ok bool, retryAfterMs uint32)
 }
 
 // NoLimit is the Limiter of a node without limits.
 type NoLimit struct{}
 
 // Allow says yes.
-func (NoLimit) Allow(*Principal, wire.Opcode, int) (bool, uint32) { return true, 0 }
+func (NoLimit) Allow(*Principal, uint32, wire.Opcode, int) (bool, uint32) { return true, 0 }
 
 // AuditEvent is what an AuditSink is told.
 type AuditEvent struct {

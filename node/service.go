@@ -21,11 +21,19 @@ type ServiceOptions struct {
 	ReadWorkers int
 	// ReadQueueBytes bounds the copies of requests that wait for them. Default 16 MiB.
 	ReadQueueBytes int
+	// AutoCreateNamespaces has the leader create a namespace that a write names and that doesn't exist; a read in such a
+	// one finds nothing. Default: both are refused with NO_NAMESPACE.
+	AutoCreateNamespaces bool
 	// FollowerReadTimeout bounds, on a node that does not lead, how long linearizable reads wait for the
 	// leader's word on how far this node must have applied, and then for it to have applied as much; beyond
 	// it they are refused with RETRY_LATER. Default 2 s: a leader takes up to twice its heartbeat timeout
 	// (1.2 s) to be confirmed.
 	FollowerReadTimeout time.Duration
+	// StreamsMax bounds the watches and streamed listings of all doors together; more are refused with TOO_MANY.
+	// Default and most 65,536.
+	StreamsMax int
+	// StreamSenders is the number of goroutines that send for them. Default one for each processor, 4 at least.
+	StreamSenders int
 }
 
 // Service executes requests for all doors. It implements the handler that netloop declares and the
@@ -40,6 +48,10 @@ type Service struct {
 	board    *board
 	admin    *admin
 	info     *nodeInfo
+	// limits is what the requests of a namespace may take of this node.
+	limits    *limits
+	newcomers *newcomers
+	streams   *streams
 	// auditing: there is a sink, so that every operation must be looked at.
 	auditing bool
 
@@ -62,6 +74,8 @@ func newService(o ServiceOptions, shard *Shard, info *nodeInfo) *Service {
 	s.reads = newReadPool(s, o.ReadWorkers, o.ReadQueueBytes)
 	s.follower = newFollowerReads(s, o.FollowerReadTimeout)
 	s.board, s.admin = newBoard(s), newAdmin(s)
+	s.limits, s.newcomers = shard.limits, newNewcomers(s)
+	s.streams = newStreams(s, shard.feed, o.StreamsMax, o.StreamSenders)
 	return s
 }
 
@@ -77,7 +91,7 @@ func (s *Service) Hello(_ net.Addr, h *wire.Hello) (ack wire.HelloAck, principal
 	members, term := s.members()
 	// The door adds what is its own: checksums, compression, the largest frame and the credits.
 	ack = wire.HelloAck{
-		Features:     h.Features & wire.FeatureSessions,
+		Features:     h.Features & (wire.FeatureSessions | wire.FeatureWatch),
 		ClusterID:    cluster,
 		NodeID:       s.info.NodeID,
 		Version:      s.info.Version,
@@ -142,6 +156,9 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 		case r.Op == wire.OpReadIndex:
 			s.readIndex(c, r, way)
 			continue
+		case r.Op == wire.OpWatch:
+			s.startWatch(c, ns, r, way, deadline)
+			continue
 		case r.Stale:
 			if !s.shard.serves() {
 				refuse(c, r.Token(), s.shard.notLeading())
@@ -166,6 +183,8 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 		}
 		single := r.Op == wire.OpGet || r.Op == wire.OpExists
 		switch {
+		case streamed(r):
+			s.startListing(c, ns, r, via, deadline, itsAge)
 		case !single:
 			// A job of its own: it may be long, and others of its bunch should not wait behind it.
 			s.reads.hand(via, s.reads.add(nil, c, ns, r, deadline, itsAge))
@@ -181,21 +200,6 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 		if job != nil {
 			s.reads.hand(readVia(via), job)
 		}
-	}
-}
-
-// Cancel does nothing: an operation in the open entry or in flight cannot be taken back, and reads are
-// short. The request is answered by its final frame as always, which is all that the protocol promises.
-func (s *Service) Cancel(wire.Completer, uint32) {}
-
-// write hands a mutation to the batcher.
-func (s *Service) write(c wire.Completer, p *Principal, ns uint32, r *wire.Request, deadline int64) {
-	op := wire.Op{
-		Op: r.Op, Namespace: ns, Session: r.Session, Seq: r.Seq, Floor: r.Floor,
-		Principal: p.ID, AuthRevision: p.AuthRevision,
-	}
-	if st := s.shard.batcher.Submit(&op, r.Body, len(r.Ext), len(r.Key), c, r.Token(), deadline); st != wire.StatusOK {
-		refuse(c, r.Token(), &wire.Refusal{Status: st, RetryAfterMs: retryAfterMs})
 	}
 }
 

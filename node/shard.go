@@ -17,20 +17,25 @@ import (
 	"kvstore/client"
 	"kvstore/consensus"
 	"kvstore/engine"
+	"kvstore/feed"
+	"kvstore/internal/clustertime"
 	"kvstore/internal/diskguard"
 	"kvstore/wire"
 )
 
 // behaviourLevel is the newest behaviour of the state machine that this build knows; a new cluster
 // starts with it. See engine for what each level means.
-const behaviourLevel = 1
+const behaviourLevel = 2
 
 // Shard is one Raft group with its batcher and its engine.
 type Shard struct {
 	// Immutable after openShard.
 	id          uint32
+	level       uint16 // the newest behaviour level that this node knows
 	log         *slog.Logger
 	engine      *engine.Engine
+	feed        *feed.Feed
+	sink        *feedSink
 	group       *consensus.Group
 	batcher     *batcher.Batcher
 	guard       *diskguard.Guard
@@ -59,6 +64,9 @@ type Shard struct {
 
 	keeper *keeper
 	expiry expiry
+	purge  purge
+	limits *limits
+	time   *clustertime.Clock
 	health *health
 	scrub  *scrubber
 
@@ -97,7 +105,7 @@ type shardOptions struct {
 // then the batcher in front.
 func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err error) {
 	s = &Shard{
-		id: so.id, log: o.Logger.With("group", so.id), guard: so.guard, epoch: time.Now(), roster: so.roster,
+		id: so.id, level: o.level, log: o.Logger.With("group", so.id), guard: so.guard, epoch: time.Now(), roster: so.roster,
 		readIndex: o.ReadMode == readModeReadIndex, change: make(chan struct{}, 1), expected: o.Expected, priorityAfter: o.PriorityAfter,
 	}
 	if s.recovery, err = openRecovery(o.DataDir); err != nil {
@@ -111,11 +119,14 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	s.incarnation = binary.LittleEndian.Uint64(bits[:])
 
 	s.dataDir, s.fatal = o.DataDir, o.Fatal
+	s.time = clustertime.New(o.NodeID)
 	s.health = newHealth(s, o.Consensus.HeartbeatTimeout)
 
 	dir := filepath.Join(o.DataDir, "groups", strconv.FormatUint(uint64(so.id), 10))
 	eo := o.Engine
 	eo.Dir, eo.Group, eo.Logger, eo.Fatal, eo.OnDamage = o.DataDir, so.id, o.Logger, s.failed, s.damaged
+	s.sink = &feedSink{fatal: s.failed}
+	eo.Sink = s.sink
 	so.logDir = filepath.Join(dir, "log")
 	rebuild := false
 	if s.hold, err = openHold(o.DataDir); err == nil {
@@ -127,7 +138,7 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	if err != nil {
 		return nil, errors.Join(err, so.raft.Close())
 	}
-	e := s.engine // s is nil where an error is returned
+	e, opened := s.engine, s // s is nil where an error is returned
 	var group *consensus.Group
 	defer func() {
 		if err == nil {
@@ -138,14 +149,17 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 			defer cancel()
 			err = errors.Join(err, group.Close(ctx))
 		}
-		err = errors.Join(err, e.Close())
+		err = errors.Join(err, opened.closeEngine())
 	}()
+	if err = s.openFeed(o, dir); err != nil {
+		return nil, errors.Join(err, so.raft.Close())
+	}
 	so.roster.engine = e
 	co := o.Consensus
 	co.Dir, co.Group, co.NodeID, co.Address, co.Logger, co.Fatal = so.logDir, so.id, o.NodeID, so.roster.self.RaftAddress, o.Logger, s.failed
 	co.EntryBytesMax = wire.EntryBytesMax
 	co.Listener, co.Incarnation = so.raft, so.roster.self.Incarnation
-	co.Cluster, co.StateLevel, co.Level = s.identity, e.Level, behaviourLevel
+	co.Cluster, co.StateLevel, co.Level = s.identity, e.Level, s.level
 	co.Record = func(id string) (incarnation [16]byte, removed, ok bool) {
 		m, ok := e.Member(id)
 		return m.Incarnation, m.Removed, ok
@@ -164,7 +178,7 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	co.Starting = so.starting
 	co.Storing, co.Room = s.health.disks.storing, s.health.disks.room
 	co.Vitals = s.health.tell
-	co.OnPulse = func(p consensus.Pulse) { s.health.hear(p.Peer, p.Incarnation, p.ReceivedAt, p.Vitals) }
+	co.OnPulse = s.onPulse
 	co.Rebuild, co.RebuildReach, co.Unfit = rebuild, s.hold.state().Reach, s.health.unfit
 	co.OnRebuild = func(t consensus.Transfer) {
 		so.progress(fmt.Sprintf("building the state anew from %s: %d of about %d bytes", t.ID, t.RecordBytes, t.TotalBytes))
@@ -189,6 +203,8 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	bo := o.Batcher
 	bo.Proposer, bo.Stamp, bo.Now = proposer{s.group}, s.stamp, s.now
 	bo.Bracket = so.doors.hold
+	s.limits = newLimits()
+	bo.OverQuota = s.limits.overQuota
 	if s.batcher, err = batcher.New(bo); err != nil {
 		return nil, err
 	}
@@ -202,6 +218,7 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 	}
 	s.scrub = newScrubber(o.ScrubInterval, o.ScrubRate)
 	s.scrub.state, s.scrub.log, s.scrub.told = s.engine.Scrub, s.scrubLog, s.scrubbed
+	s.limits.start(s)
 	return s, nil
 }
 
@@ -217,6 +234,7 @@ func (s *Shard) reachable() error {
 func (s *Shard) begin(refused func(error)) {
 	s.keeper.start(refused)
 	s.expiry.start(s)
+	s.purge.start(s)
 	s.health.start()
 	s.scrub.start()
 }
@@ -230,7 +248,7 @@ func (s *Shard) stamp(h *wire.EntryHeader) {
 	h.Level = behaviourLevel
 	h.Group = s.id
 	h.Incarnation = s.incarnation
-	h.Time = time.Now().UnixMicro()
+	h.Time = s.time.Stamp(readClocks())
 }
 
 // serves reports whether the cluster has its identity, as far as this node has applied, the state is not in
@@ -251,10 +269,11 @@ func (s *Shard) serves() bool {
 	return true
 }
 
-// leading reports whether this node leads, has applied everything of earlier terms, and serves.
+// leading reports whether this node leads, has applied everything of earlier terms, knows the cluster's time, and
+// serves.
 func (s *Shard) leading() bool {
 	_, ok := s.group.LeaderTerm()
-	return ok && s.serves()
+	return ok && s.time.Begun() && s.serves()
 }
 
 // readWay is how a linearizable read may be served at a moment.
@@ -370,10 +389,12 @@ func (s *Shard) close(ctx context.Context) error {
 	s.scrub.stop()
 	s.health.stop()
 	s.expiry.stop()
+	s.purge.stop()
+	s.limits.stop()
 	s.keeper.stop()
 	err := s.batcher.Close(ctx)
 	err = errors.Join(err, s.group.Close(ctx), s.forwarder.Close())
-	return errors.Join(err, s.engine.Close())
+	return errors.Join(err, s.closeEngine())
 }
 
 // proposer lets the batcher propose to the group.

@@ -51,6 +51,8 @@ type statusDocument struct {
 	Disk          diskStatus     `json:"disk"`
 	// ClockSkewMs is how far this node's time of day is off the median of the voters'; null while that is not known.
 	ClockSkewMs *int64 `json:"clock_skew_ms"`
+	// Clock is the cluster's clock, which entries of the log are stamped by.
+	Clock clockStatus `json:"clock"`
 	// Writable is what the disks let a leader take: ok, low (deletes only) or critical (nothing).
 	Writable string `json:"writable"`
 	// Transfers are the copies of the state under way between this node and others.
@@ -58,6 +60,8 @@ type statusDocument struct {
 	// Autopilot is how this node, as the leader, judges the members; null on others.
 	Autopilot *autopilotStatus `json:"autopilot"`
 	Scrub     scrubStatus      `json:"scrub"`
+	// Feed is the change feed of this node.
+	Feed feedStatus `json:"feed"`
 	// Quarantine tells when the state was found wrong and made anew; null if it never was.
 	Quarantine *quarantineStatus `json:"quarantine"`
 	// Damage is what a read or a scrub met in the state that can't be read, LogDamage in the log; empty: nothing.
@@ -198,7 +202,7 @@ func (s *Service) status() *statusDocument {
 		Level: e.Level(), Records: stats.Records, Bytes: stats.RecordBytes, Sessions: stats.Sessions,
 		Nodes: []nodeStatus{}, CurrentConfig: []memberStatus{}, // arrays even where nothing is known
 		Disk: disk, Writable: h.disks.writable().String(), Stalled: h.stalled.Load(),
-		Transfers: []transferStatus{}, Scrub: s.shard.scrub.status(),
+		Transfers: []transferStatus{}, Scrub: s.shard.scrub.status(), Feed: s.shard.feedStatus(),
 	}
 	s.addHealth(d)
 	for _, m := range byID(raft.Committed) {
@@ -231,7 +235,8 @@ func (s *Service) leaseStatus() leaseStatus {
 // addHealth adds what this node knows of its own state and of the others'.
 func (s *Service) addHealth(d *statusDocument) {
 	shard := s.shard
-	if ms, ok := shard.group.WallSkew(); ok {
+	d.Clock = shard.clockStatus()
+	if ms, ok := shard.wallSkew(); ok {
 		d.ClockSkewMs = &ms
 	}
 	for _, t := range shard.group.Transfers() {

@@ -21,13 +21,14 @@ type settings struct {
 	listen, grpcListen, httpListen, raftListen, metricsListen   string
 	advertise, grpcAdvertise, httpAdvertise, raftAdvertise      string
 	initialCluster, join                                        string
-	insecure, checkConfig, version                              bool
+	insecure, checkConfig, version, autoCreate                  bool
 	readMode, logLevel                                          string
 	heartbeat, election, lease                                  time.Duration
 	checkpointInterval, snapshotInterval                        time.Duration
 	startTimeout, drainTimeout, writeStall, proposalTimeout     time.Duration
 	scrubInterval                                               time.Duration
 	scrubRate                                                   int64
+	feedRetain, feedSegment, feedMemory                         int64
 	priorityAfter, deadAfter                                    time.Duration
 	leaderPriority                                              int
 	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
@@ -127,10 +128,15 @@ func (c *settings) declare(head string) *config.Set {
 	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
 	s.Bytes(&c.historySize, "history-size", 1<<30, 1<<20, 1<<40, "bytes stored after which the past is given up earlier")
 
+	s.Bytes(&c.feedRetain, "feed-retain-bytes", 1<<30, 1<<20, 1<<42, "bytes of past changes that a watch can begin at, or catch up with; the oldest segment goes when there are more")
+	s.Bytes(&c.feedSegment, "feed-segment-bytes", 64<<20, 64<<10, 1<<30, "size of one segment of the change feed")
+	s.Bytes(&c.feedMemory, "feed-memory-bytes", 32<<20, 64<<10, 1<<36, "newest changes kept in memory for watches that keep up, more or less")
+
 	s.Duration(&c.scrubInterval, "scrub-interval", 24*time.Hour, 0, 365*24*time.Hour, "how often all that is stored is read and checked, so that damage is found while other nodes have the data; the first time 10 to 60 minutes after the start, or after the interval if that is shorter; 0: only when asked for")
 	s.Bytes(&c.scrubRate, "scrub-rate", 16<<20, 1<<20, 1<<40, "bytes that this reads in a second at most")
 
 	s.Section("Limits")
+	s.Bool(&c.autoCreate, "auto-create-namespaces", false, "create a namespace when a write names one that does not exist, and let reads in such a one find nothing, instead of refusing both; the same on all nodes")
 	s.Bytes(&c.diskFloor, "disk-floor", 0, 0, 1<<50, "free space below which writes are refused, while deletes and reads go on; 0: the least there may be, 128MiB + 16 x memtable-size")
 	s.Bytes(&c.ballast, "disk-ballast", 64<<20, 0, 1<<40, "space kept aside for deletes on a full disk; 0: none")
 	s.Int(&c.maxConns, "max-connections", 0, 0, 1<<20, "connections of the binary protocol; 0: by the limit on open files")
@@ -239,10 +245,12 @@ func (c *settings) options() node.Options {
 		// A list that can't be read was found by check.
 		o.InitialCluster, _ = node.ParseInitialCluster(c.initialCluster)
 	}
+	o.Feed.RetainBytes, o.Feed.SegmentBytes, o.Feed.RingBytes = c.feedRetain, c.feedSegment, c.feedMemory
 	o.ScrubInterval, o.ScrubRate = time.Duration(orNone(int64(c.scrubInterval))), c.scrubRate
 	if c.join != "" {
 		o.Join = strings.Split(c.join, ",")
 	}
+	o.Service.AutoCreateNamespaces = c.autoCreate
 	o.Service.ReadWorkers, o.Service.ReadQueueBytes = c.readWorkers, int(c.readQueueBytes)
 
 	b := &o.Batcher

@@ -42,6 +42,9 @@ const (
 
 	LeaseGrant = "lease.grant" // a lease is about to be extended
 
+	FeedSyncBefore = "feed.sync.before" // what the change feed has is about to be written and synced
+	FeedSyncAfter  = "feed.sync.after"  // it is durable, old segments are not removed yet
+
 	WatchSendBefore = "watch.send.before" // an event is about to be sent
 	WatchSendAfter  = "watch.send.after"
 )
@@ -55,6 +58,6 @@ func Names() []string {
 		SnapshotCreateBefore, SnapshotCreateAfter, SnapshotPersistBefore, SnapshotPersistAfter,
 		SnapshotReceive, SnapshotInstallBefore, SnapshotInstallAfter,
 		GenerationSwapBefore, GenerationSwapAfter, MembershipBefore, MembershipAfter, LeaseGrant,
-		WatchSendBefore, WatchSendAfter,
+		FeedSyncBefore, FeedSyncAfter, WatchSendBefore, WatchSendAfter,
 	}
 }

@@ -37,7 +37,13 @@ type Status struct {
 		Reason string `json:"reason"`
 	} `json:"lease"`
 	// ClockSkewMs is by how much its time of day is ahead of the voters' median, nil where it is not known.
-	ClockSkewMs   *int64         `json:"clock_skew_ms"`
+	ClockSkewMs *int64 `json:"clock_skew_ms"`
+	// Clock is the cluster's clock as the node knows it.
+	Clock struct {
+		OffsetMs int64  `json:"offset_ms"`
+		Source   string `json:"source"`
+		SkewMs   *int64 `json:"skew_ms"`
+	} `json:"clock"`
 	Nodes         []NodeStatus   `json:"nodes"`
 	CurrentConfig []MemberStatus `json:"current_config"`
 	Disk          DiskStatus     `json:"disk"`
