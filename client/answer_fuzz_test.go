@@ -101,7 +101,7 @@ func use(cl *call) {
 		v := valueOf(&r.meta, r.ext, r.data)
 		v.Tags()
 	case wire.OpScan:
-		p, err := decodePage(r.data)
+		p, err := decodePage(r.data, false)
 		if err == nil {
 			for i := range p.Entries {
 				p.Entries[i].Tags()

@@ -24,6 +24,8 @@ type ItemResult struct {
 	Version Version
 	// Deleted is true for a delete that found something.
 	Deleted bool
+	// Counter is the sum that an increment made, if the answer had room for it.
+	Counter int64
 	// Value is what a read found; nil otherwise.
 	Value *Value
 	// Err is nil for what succeeded. A read of an absent key gives ErrNotFound; one in a transaction whose
@@ -351,7 +353,13 @@ func decodeItem(op wire.Opcode, it *wire.Item, out *ItemResult) error {
 		return nil
 	}
 	switch op {
-	case wire.OpPut, wire.OpDelete:
+	case wire.OpIncrement:
+		rev, n, ok := wire.DecodeCounter(it.Value)
+		if !ok {
+			return fmt.Errorf("%w: result of a %s of %d bytes", ErrProtocol, op, len(it.Value))
+		}
+		out.Version, out.Counter = Version(rev), n
+	case wire.OpPut, wire.OpDelete, wire.OpTouch:
 		if len(it.Value) != wire.VersionBytes {
 			return fmt.Errorf("%w: result of a %s of %d bytes", ErrProtocol, op, len(it.Value))
 		}

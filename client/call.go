@@ -15,6 +15,7 @@ type want uint8
 const (
 	wantNothing want = iota
 	wantVersion      // 8 bytes of revision
+	wantCounter      // 8 bytes of revision, 8 of a number
 	wantAppend       // value appended to dst, and metadata
 	wantValue        // value in a slice of its own, metadata, kept elements
 	wantMeta         // metadata
@@ -49,6 +50,8 @@ type call struct {
 	group     uint16 // 0: the server's default
 	value     []byte // payload
 	dst       []byte // wantAppend
+	// stream takes the frames before the last, of one attempt; nil: the answer has one frame.
+	stream *stream
 
 	// Times of Client.now. deadline is for all attempts.
 	started  time.Duration
@@ -113,10 +116,11 @@ type result struct {
 	fail     *failure // details of an answer that is no result
 	failed   []wire.FailedCondition
 
-	rev  wire.Revision
-	meta wire.Meta
-	data []byte
-	ext  []byte
+	rev     wire.Revision
+	counter int64
+	meta    wire.Meta
+	data    []byte
+	ext     []byte
 
 	// Without an answer: err is why, sent whether bytes of the frame may have reached the socket.
 	err  error
@@ -241,6 +245,11 @@ func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
 			return fmt.Errorf("%w: answer to %s of %d bytes", ErrProtocol, cl.op, len(payload))
 		}
 		r.rev = binary.LittleEndian.Uint64(payload)
+	case wantCounter:
+		var ok bool
+		if r.rev, r.counter, ok = wire.DecodeCounter(payload); !ok {
+			return fmt.Errorf("%w: answer to %s of %d bytes", ErrProtocol, cl.op, len(payload))
+		}
 	case wantMeta:
 		_, err := splitMeta(ext, &r.meta)
 		return err

@@ -41,6 +41,7 @@ type Condition struct {
 	kind     wire.ConditionKind
 	versions []Version
 	value    []byte
+	tag      string
 }
 
 // IfVersion holds when the record exists and has one of the versions. At least one must be given.
@@ -58,8 +59,22 @@ func IfExists() Condition { return Condition{kind: wire.ConditionExists} }
 // wire.ConditionValueBytesMax bytes.
 func IfValue(b []byte) Condition { return Condition{kind: wire.ConditionValue, value: b} }
 
-func (c Condition) putExt(e *extender)    { c.extend(e) }
-func (c Condition) deleteExt(e *extender) { c.extend(e) }
+// IfTag holds when the record exists and has the tag with that value.
+func IfTag(name, value string) Condition {
+	return Condition{kind: wire.ConditionTag, tag: name, value: []byte(value)}
+}
+
+// IfTagPresent holds when the record exists and has the tag, with whatever value.
+func IfTagPresent(name string) Condition {
+	return Condition{kind: wire.ConditionTagPresent, tag: name}
+}
+
+// IfTagAbsent holds when the record exists and doesn't have the tag.
+func IfTagAbsent(name string) Condition { return Condition{kind: wire.ConditionTagAbsent, tag: name} }
+
+func (c Condition) putExt(e *extender)       { c.extend(e) }
+func (c Condition) deleteExt(e *extender)    { c.extend(e) }
+func (c Condition) incrementExt(e *extender) { c.extend(e) }
 
 func (c Condition) extend(e *extender) {
 	if e.conditions++; e.conditions > wire.ConditionsMax {
@@ -89,24 +104,56 @@ func (c Condition) extend(e *extender) {
 			return
 		}
 		e.dst = wire.AppendExtCondition(e.dst, c.kind, c.value)
+	case wire.ConditionTag, wire.ConditionTagPresent, wire.ConditionTagAbsent:
+		if len(c.tag) == 0 || len(c.tag) > wire.TagNameBytesMax {
+			e.refuse(ErrBadRequest, wire.TagNameBytesMax, "tag name of %d bytes; 1 to %d", len(c.tag), wire.TagNameBytesMax)
+			return
+		}
+		if len(c.value) > wire.TagValueBytesMax {
+			e.refuse(ErrTooLarge, wire.TagValueBytesMax, "tag value of %d bytes; at most %d", len(c.value), wire.TagValueBytesMax)
+			return
+		}
+		if c.kind == wire.ConditionTag {
+			e.dst = wire.AppendExtTagCondition(e.dst, c.tag, string(c.value))
+		} else {
+			e.dst = wire.AppendExtCondition(e.dst, c.kind, []byte(c.tag))
+		}
 	default:
 		e.refuse(ErrBadRequest, 0, "empty Condition")
 	}
 }
+
+// IncrementOption adds to an Increment: a condition, or WithTTL.
+type IncrementOption interface {
+	incrementExt(e *extender)
+}
+
+// TTLOption is WithTTL: an option of Put and of Increment.
+type TTLOption struct{ d time.Duration }
+
+func (o TTLOption) putExt(e *extender) {
+	ms := (o.d + time.Millisecond - 1) / time.Millisecond
+	if ms <= 0 || uint64(ms) > wire.TTLMsMax {
+		e.refuse(ErrBadRequest, 0, "time to live %v; 1 ms to 100 years", o.d)
+		return
+	}
+	e.dst = wire.AppendExtU64(e.dst, wire.ExtTTL, uint64(ms))
+}
+
+func (o TTLOption) incrementExt(e *extender) { o.putExt(e) }
 
 // putOption is a PutOption that is no condition.
 type putOption struct {
 	ext   wire.ExtType
 	name  string
 	text  string
-	ttl   time.Duration
 	sum   uint64
 	given bool
 }
 
 // WithTTL lets the record expire after d, counted in the leader's time from when the write is applied.
 // At least a millisecond, at most 100 years; finer parts are rounded up.
-func WithTTL(d time.Duration) PutOption { return putOption{ext: wire.ExtTTL, ttl: d} }
+func WithTTL(d time.Duration) TTLOption { return TTLOption{d} }
 
 // WithTag keeps a tag with the value; may be given up to wire.TagsMax times, each name once. A name has 1 to 64
 // characters of a-z 0-9 . _ - and a value at most wire.TagValueBytesMax bytes.
@@ -120,6 +167,23 @@ func WithContentType(s string) PutOption { return putOption{ext: wire.ExtContent
 // WithEncoding keeps a content encoding with the value: printable ASCII; empty: none. The store never transcodes.
 func WithEncoding(s string) PutOption { return putOption{ext: wire.ExtEncoding, text: s} }
 
+// Compression says how the store compresses a value. What a Get gives is always what was put.
+type Compression uint8
+
+// The compressions. Values below about 1 KiB, and those that hardly shrink, are stored plain whatever is asked.
+const (
+	CompressNever = Compression(wire.CodecNone)
+	CompressS2    = Compression(wire.CodecS2)
+	CompressZstd  = Compression(wire.CodecZstd)
+	CompressLZ4   = Compression(wire.CodecLZ4)
+)
+
+// String gives the name that settings of namespaces have.
+func (c Compression) String() string { return wire.Codec(c).String() }
+
+// Compress asks the store to keep the value compressed, or never to; without it the settings of the namespace say.
+func Compress(c Compression) PutOption { return putOption{ext: wire.ExtCompress, sum: uint64(c)} }
+
 // WithChecksum sends the xxhash64 of the value along, for the server to verify before it stores anything.
 func WithChecksum() PutOption { return putOption{ext: wire.ExtChecksum} }
 
@@ -130,13 +194,12 @@ func WithChecksumOf(xxh64 uint64) PutOption {
 
 func (o putOption) putExt(e *extender) {
 	switch o.ext {
-	case wire.ExtTTL:
-		ms := (o.ttl + time.Millisecond - 1) / time.Millisecond
-		if ms <= 0 || uint64(ms) > wire.TTLMsMax {
-			e.refuse(ErrBadRequest, 0, "time to live %v; 1 ms to 100 years", o.ttl)
+	case wire.ExtCompress:
+		if o.sum > uint64(wire.CodecLZ4) {
+			e.refuse(ErrBadRequest, 0, "unknown compression %d", o.sum)
 			return
 		}
-		e.dst = wire.AppendExtU64(e.dst, wire.ExtTTL, uint64(ms))
+		e.dst = wire.AppendExtU8(e.dst, wire.ExtCompress, uint8(o.sum))
 	case wire.ExtTag:
 		if len(o.name) == 0 || len(o.name) > wire.TagNameBytesMax {
 			e.refuse(ErrBadRequest, wire.TagNameBytesMax, "tag name of %d bytes; 1 to %d", len(o.name), wire.TagNameBytesMax)
@@ -224,6 +287,32 @@ func appendDeleteOptions(dst []byte, opts []DeleteOption) (_ []byte, limit uint6
 		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
 	}
 	return e.dst, e.limit, e.err
+}
+
+// appendIncrementExt is appendPutExt for an increment.
+func appendIncrementExt(dst []byte, opts []IncrementOption) (_ []byte, limit uint64, err error) {
+	e := extender{dst: dst}
+	for _, o := range opts {
+		if o != nil {
+			o.incrementExt(&e)
+		}
+	}
+	if len(e.dst)-len(dst) > extOptionsMax {
+		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
+	}
+	return e.dst, e.limit, e.err
+}
+
+// appendTouchExt is appendDeleteExt for a touch.
+func appendTouchExt(dst []byte, ttl time.Duration, opts []DeleteOption) (_ []byte, limit uint64, err error) {
+	if ttl != 0 {
+		e := extender{dst: dst}
+		if (TTLOption{ttl}).putExt(&e); e.err != nil {
+			return dst, e.limit, e.err
+		}
+		dst = e.dst
+	}
+	return appendDeleteExt(dst, opts)
 }
 
 // extOptionsMax is what options may fill of an extension block: the rest is for session and namespace.

@@ -34,6 +34,7 @@ var (
 // it and counts it just the same.
 type slot struct {
 	call     *call
+	stream   *stream // takes the frames before the last, see wire.FlagMore; nil: there is but one
 	gen      uint32
 	op       wire.Opcode
 	live     bool
@@ -222,6 +223,9 @@ func (c *conn) take(cl *call) {
 	}
 	s := &c.slots[i]
 	s.call, s.op, s.live, s.enqueued, s.credit, s.deadline = cl, cl.op, true, false, cl.credit, cl.deadline
+	if s.stream = cl.stream; s.stream != nil {
+		s.deadline = forever // it lives for as long as it is wanted
+	}
 	cl.slot, cl.id, cl.admitted = i, s.gen<<slotBits|i, true
 	c.inflight++
 	c.inflightBytes += cl.credit

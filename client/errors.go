@@ -43,13 +43,23 @@ var (
 	ErrDamaged = errors.New("client: record is damaged")
 	// ErrNoNamespace: the namespace does not exist.
 	ErrNoNamespace = errors.New("client: no such namespace")
+	// ErrNamespaceExists: a namespace of that name exists.
+	ErrNamespaceExists = errors.New("client: namespace exists")
+	// ErrQuota: the write would exceed the keys or the bytes that its namespace may hold.
+	ErrQuota = errors.New("client: quota exceeded")
+	// ErrTooMany: there are as many of these (watches, namespaces) as there may be.
+	ErrTooMany = errors.New("client: too many")
+	// ErrNotANumber: an increment meets a value, or makes a sum, that is no whole number of 64 bits.
+	ErrNotANumber = errors.New("client: not a number")
+	// ErrLimited: the namespace's operations per second are used up, see Error.RetryAfter. It is an ErrBusy.
+	ErrLimited = fmt.Errorf("client: rate limited: %w", ErrBusy)
 	// ErrDenied: this identity may not do that.
 	ErrDenied = errors.New("client: denied")
 	// ErrUnauthenticated: the server wants an identity.
 	ErrUnauthenticated = errors.New("client: unauthenticated")
 	// ErrUnavailable: no server could be reached, or none that leads.
 	ErrUnavailable = errors.New("client: unavailable")
-	// ErrBusy: the server sheds load or limits the rate, see Error.RetryAfter.
+	// ErrBusy: the server sheds load, see Error.RetryAfter.
 	ErrBusy = errors.New("client: server is busy")
 	// ErrDiskFull: the server refuses writes for lack of disk space.
 	ErrDiskFull = errors.New("client: server's disk is full")
@@ -155,7 +165,7 @@ func (e *Error) Is(target error) bool {
 	if target == ErrNotApplied {
 		return e.outcome == outcomeNot
 	}
-	return e.kind != nil && target == e.kind
+	return e.kind != nil && (target == e.kind || e.kind == ErrLimited && target == ErrBusy)
 }
 
 // Unwrap gives the cause: the context's end, a network error, or nil.
@@ -168,8 +178,10 @@ func kindOf(s wire.Status) error {
 		return ErrNotFound
 	case wire.StatusConditionFailed:
 		return ErrConditionFailed
-	case wire.StatusBusy, wire.StatusLimited:
+	case wire.StatusBusy:
 		return ErrBusy
+	case wire.StatusLimited:
+		return ErrLimited
 	case wire.StatusTooLate, wire.StatusTimeout:
 		return ErrTimeout
 	case wire.StatusDiskFull:
@@ -196,6 +208,14 @@ func kindOf(s wire.Status) error {
 		return ErrDamaged
 	case wire.StatusSessionsTooMany:
 		return ErrTooManySessions
+	case wire.StatusQuota:
+		return ErrQuota
+	case wire.StatusNamespaceExists:
+		return ErrNamespaceExists
+	case wire.StatusTooMany:
+		return ErrTooMany
+	case wire.StatusNotANumber:
+		return ErrNotANumber
 	}
 	switch s.Class() {
 	case wire.ClassRetry:

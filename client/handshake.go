@@ -40,7 +40,7 @@ func (c *Client) dial(ctx context.Context, l *link) (*conn, error) {
 // hello exchanges prefaces and HELLO over a new connection.
 func (c *Client) hello(nc io.ReadWriter) (*wire.HelloAck, error) {
 	h := wire.Hello{
-		Features:   wire.FeatureCRC | wire.FeatureSessions,
+		Features:   wire.FeatureCRC | wire.FeatureSessions | wire.FeatureWatch,
 		MaxFrame:   wire.FrameBodyBytesMax,
 		ClientName: c.o.name,
 		ClusterID:  c.route.clusterID(),

@@ -13,10 +13,12 @@ const readBufferBytes = 64 << 10
 
 // answer is one complete frame and the call that it belongs to. Slices are views over the read buffer.
 type answer struct {
-	h     wire.Header
-	body  []byte
-	call  *call
-	owned bool // body may be kept
+	h    wire.Header
+	body []byte
+	call *call
+	// stream is set for a frame that others follow: the call is not claimed, and may be anybody's by now.
+	stream *stream
+	owned  bool // body may be kept
 }
 
 // reader is what the reader goroutine owns.
@@ -141,7 +143,7 @@ func (c *conn) serve(as []answer) error {
 	c.mu.Lock()
 	for i := range as {
 		a := &as[i]
-		a.call = nil
+		a.call, a.stream = nil, nil
 		if bad != nil {
 			continue
 		}
@@ -173,7 +175,12 @@ func (c *conn) serve(as []answer) error {
 			// A repeated answer: its request was completed before.
 			continue
 		}
-		if s.op != a.h.Op || a.h.Flags&wire.FlagMore != 0 {
+		more := a.h.Flags&wire.FlagMore != 0
+		if s.op == a.h.Op && more && s.stream != nil && a.h.Status() == wire.StatusOK {
+			a.stream = s.stream
+			continue
+		}
+		if s.op != a.h.Op || more {
 			bad = fmt.Errorf("%w: %s with flags %#x answers a %s", ErrProtocol, a.h.Op, a.h.Flags, s.op)
 			continue
 		}
@@ -189,6 +196,13 @@ func (c *conn) serve(as []answer) error {
 
 	for i := range as {
 		a := &as[i]
+		if a.stream != nil {
+			if err := c.deliverMore(a); err != nil {
+				bad = err // the calls behind it are claimed, and must be completed
+			}
+			a.stream, a.body = nil, nil
+			continue
+		}
 		cl := a.call
 		if cl == nil {
 			continue
@@ -209,11 +223,29 @@ func (c *conn) serve(as []answer) error {
 
 // deliver puts an answer into its call.
 func (c *conn) deliver(cl *call, a *answer) error {
+	ext, payload, owned, err := c.unpack(a)
+	if err != nil {
+		return err
+	}
+	return cl.receive(&a.h, ext, payload, owned)
+}
+
+// deliverMore puts a frame that others follow into its stream.
+func (c *conn) deliverMore(a *answer) error {
+	ext, payload, owned, err := c.unpack(a)
+	if err != nil {
+		return err
+	}
+	return a.stream.push(ext, payload, owned)
+}
+
+// unpack gives the parts of an answer. Unless they are owned they are views over what the next one overwrites.
+func (c *conn) unpack(a *answer) (ext, payload []byte, owned bool, err error) {
 	body, owned := a.body, a.owned
 	if a.h.Flags&wire.FlagCompressed != 0 {
 		n, err := wire.RawLen(body, wire.FrameBodyBytesMax)
 		if err != nil {
-			return err
+			return nil, nil, false, err
 		}
 		// What the caller will own is never unpacked into the buffer, which may have grown beyond keepBytesMax.
 		raw := c.in.raw[:0]
@@ -221,18 +253,15 @@ func (c *conn) deliver(cl *call, a *answer) error {
 			raw = nil
 		}
 		if raw, err = wire.Decompress(raw, c.ack.Codec, body, wire.FrameBodyBytesMax); err != nil {
-			return err
+			return nil, nil, false, err
 		}
 		body = raw
 		if !owned {
 			c.in.raw = raw
 		}
 	}
-	ext, _, payload, err := wire.SplitBody(&a.h, body)
-	if err != nil {
-		return err
-	}
-	return cl.receive(&a.h, ext, payload, owned)
+	ext, _, payload, err = wire.SplitBody(&a.h, body)
+	return ext, payload, owned, err
 }
 
 // goAway stops new requests on this connection; it reports whether nothing is left to wait for.

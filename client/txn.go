@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"kvstore/wire"
 )
@@ -75,6 +76,20 @@ func (t *Txn) Put(key string, value []byte, opts ...PutOption) *Txn {
 func (t *Txn) Delete(key string, opts ...DeleteOption) *Txn {
 	ext, limit, err := appendDeleteExt(nil, opts)
 	return t.add(wire.OpDelete, key, nil, ext, limit, err)
+}
+
+// Touch gives key a new time to live, or takes it away (0). A key that there is not stops nothing: its result is
+// ErrNotFound.
+func (t *Txn) Touch(key string, ttl time.Duration, opts ...DeleteOption) *Txn {
+	ext, limit, err := appendTouchExt(nil, ttl, opts)
+	return t.add(wire.OpTouch, key, nil, ext, limit, err)
+}
+
+// Increment adds delta to the number that key holds; see Client.Increment. What is no number fails the transaction with
+// ErrNotANumber.
+func (t *Txn) Increment(key string, delta int64, opts ...IncrementOption) *Txn {
+	ext, limit, err := appendIncrementExt(nil, opts)
+	return t.add(wire.OpIncrement, key, wire.AppendIncrement(nil, delta), ext, limit, err)
 }
 
 // Get reads key, on the conditions given.

@@ -1,0 +1,519 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvstore/wire"
+)
+
+// EventKind says what happened to a key.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	EventPut    = EventKind(wire.EventPut)
+	EventDelete = EventKind(wire.EventDelete)
+	EventExpire = EventKind(wire.EventExpire)
+)
+
+// String gives put, delete or expire.
+func (k EventKind) String() string { return wire.EventKind(k).String() }
+
+// Event is one change of one key. Its slices belong to the caller, but events that came together share memory: keep a
+// copy of what outlives them.
+type Event struct {
+	Kind EventKind
+	Key  string
+	// Revision is that of the change: above those of all events before it. A watch behind it goes on with the next.
+	Revision Version
+	// Value is the new record of a put; with KeysOnly its metadata alone. Empty otherwise.
+	Value Value
+	// Previous is what was there before, nil for nothing; only with WatchOptions.Previous. PreviousLost: there was
+	// something, which is not kept any more.
+	Previous     *Value
+	PreviousLost bool
+	// Last says that no other event of the same write or transaction follows. If what the watch leaves out was the last,
+	// no event of it has it.
+	Last bool
+}
+
+// WatchOptions choose what a watch tells: the changes of Key, or of the keys with Prefix that are ≥ Start and < End,
+// where empty texts do not bound.
+type WatchOptions struct {
+	// Key is the one key to watch; the other three are empty then.
+	Key string
+	// Prefix bounds the keys to those that begin with it.
+	Prefix string
+	// Start is the first key that is watched.
+	Start string
+	// End is the first key beyond the watch.
+	End string
+
+	// After is the revision behind which the watch begins: that of a page, of a write, or of an event. 0 begins now:
+	// behind everything that was acknowledged before Watch was called.
+	After Version
+	// FromStart begins at the beginning of history, which is seldom kept. After must be 0.
+	FromStart bool
+
+	// KeysOnly leaves values, tags and hints out.
+	KeysOnly bool
+	// Previous asks for what was there before each change.
+	Previous bool
+	// NoPut leaves out puts. Not all three kinds may be left out.
+	NoPut bool
+	// NoDelete leaves out deletions.
+	NoDelete bool
+	// NoExpire leaves out what ended by its deadline.
+	NoExpire bool
+
+	// Progress is how often Revision advances while nothing happens. Default 5 s; 100 ms to a minute.
+	Progress time.Duration
+	// Credit bounds the bytes of events that may wait here to be taken. Default 1 MiB, at most 64 MiB.
+	Credit int
+}
+
+// request turns the options into a request.
+func (o *WatchOptions) request() (wire.WatchRequest, *Error) {
+	w := wire.WatchRequest{Prefix: []byte(o.Prefix), Start: []byte(o.Start), End: []byte(o.End), After: wire.Revision(o.After)}
+	for _, s := range [...]string{o.Prefix, o.Start, o.End} {
+		if len(s) > wire.KeyBytesMax {
+			return w, local(wire.OpWatch, "", ErrTooLarge, wire.KeyBytesMax, "bound of a watch of %d bytes; at most %d", len(s), wire.KeyBytesMax)
+		}
+	}
+	bad := func(format string, a ...any) (wire.WatchRequest, *Error) {
+		return w, local(wire.OpWatch, o.Key, ErrBadRequest, 0, format, a...)
+	}
+	if o.Key != "" {
+		if o.Prefix != "" || o.Start != "" || o.End != "" {
+			return bad("a watch of one key has neither prefix nor range")
+		}
+		if e := checkKey(wire.OpWatch, o.Key); e != nil {
+			return w, e
+		}
+		w.Flags, w.Start = wire.WatchKey, []byte(o.Key)
+	}
+	if o.FromStart && o.After != 0 {
+		return bad("a watch begins at the start, or behind revision %d", o.After)
+	}
+	if o.NoPut && o.NoDelete && o.NoExpire {
+		return bad("a watch that leaves out puts, deletes and expiries shows nothing")
+	}
+	if o.Credit < 0 || o.Credit > wire.StreamCreditMax {
+		return bad("credit of %d bytes; at most %d", o.Credit, wire.StreamCreditMax)
+	}
+	if o.Progress != 0 && (o.Progress < wire.ProgressMsMin*time.Millisecond || o.Progress > wire.ProgressMsMax*time.Millisecond) {
+		return bad("progress every %v; 100 ms to 1 min", o.Progress)
+	}
+	for _, f := range []struct {
+		set  bool
+		flag uint8
+	}{
+		{o.After == 0 && !o.FromStart, wire.WatchFromNow}, {o.KeysOnly, wire.WatchKeysOnly}, {o.Previous, wire.WatchPrevious},
+		{o.NoPut, wire.WatchNoPut}, {o.NoDelete, wire.WatchNoDelete}, {o.NoExpire, wire.WatchNoExpire},
+	} {
+		if f.set {
+			w.Flags |= f.flag
+		}
+	}
+	w.ProgressMs = uint32(o.Progress / time.Millisecond)
+	if w.Credit = uint32(o.Credit); w.Credit == 0 {
+		w.Credit = wire.StreamCreditDefault
+	}
+	return w, nil
+}
+
+// Watch follows changes. It goes on over other connections and nodes as they come and go, without gap, repeat or
+// reordering. Next is for one goroutine at a time; Revision and Close are for any.
+type Watch struct {
+	// Immutable after Client.Watch.
+	c      *Client
+	ctx    context.Context // ends with Close or the client
+	cancel context.CancelFunc
+	base   wire.WatchRequest
+
+	rev atomic.Uint64 // everything up to it has been told
+
+	// taking is held by Next and, at the end, by Close.
+	taking sync.Mutex
+	// Guarded by taking.
+	feed    feed
+	batch   wire.EventBatch // what is left of the frame at hand
+	begun   bool            // the first frame of any attempt has come: base.After is where to go on
+	history []byte
+	err     error // what ended the watch for good
+}
+
+// Watch begins a watch and returns when a server has said where it begins, so that what is written from then on will be
+// told. ctx bounds that alone, and so does the client's timeout. A namespace that there is not is ErrNoNamespace; a
+// revision that no node keeps any more, ErrCompacted.
+func (c *Client) Watch(ctx context.Context, o WatchOptions) (*Watch, error) {
+	req, e := o.request()
+	if e != nil {
+		return nil, e
+	}
+	w := &Watch{c: c, base: req}
+	w.ctx, w.cancel = context.WithCancel(c.ctx)
+	begin := ctx
+	if t := c.o.timeout; t > 0 {
+		var cancel context.CancelFunc
+		begin, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	w.taking.Lock()
+	defer w.taking.Unlock()
+	if err := w.open(begin); err != nil {
+		w.cancel()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Revision is the one up to which everything has been told by Next; while nothing happens it advances by itself. A watch
+// behind it goes on where this one is.
+func (w *Watch) Revision() Version { return Version(w.rev.Load()) }
+
+// Close ends the watch. Next returns ErrClosed from then on. Closing twice does nothing.
+func (w *Watch) Close() {
+	w.cancel()
+	w.taking.Lock()
+	defer w.taking.Unlock()
+	w.feed.end()
+	if w.err == nil {
+		w.err = &Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed}
+	}
+}
+
+// Next waits for the next event. When ctx ends the error matches its, and Next may be called again. Any other error ends
+// the watch: ErrCompacted when what follows is not kept by any node any more, because the watch was too slow or away for
+// too long; ErrNoNamespace when the namespace was dropped; ErrClosed.
+func (w *Watch) Next(ctx context.Context) (Event, error) {
+	w.taking.Lock()
+	defer w.taking.Unlock()
+	for w.err == nil {
+		if w.batch.Count > 0 {
+			e, err := w.event()
+			if err == nil {
+				return e, nil
+			}
+			w.broken(err)
+			continue
+		}
+		w.progress(w.batch.Revision)
+		if w.feed.cl == nil {
+			if err := w.open(ctx); err != nil {
+				return Event{}, err
+			}
+			continue
+		}
+		if err := w.take(ctx); err != nil {
+			return Event{}, err
+		}
+	}
+	return Event{}, w.err
+}
+
+// progress notes that everything up to rev has been told.
+func (w *Watch) progress(rev wire.Revision) {
+	if rev > w.base.After {
+		w.base.After = rev
+		w.rev.Store(rev)
+	}
+}
+
+// take waits for a frame, or for the stream's end, which it judges.
+func (w *Watch) take(ctx context.Context) error {
+	f := &w.feed
+	if fr, ok := f.next(); ok {
+		if err := w.frame(fr); err != nil {
+			w.broken(err)
+		}
+		return nil
+	}
+	if f.ended {
+		w.ended(ctx)
+		return nil
+	}
+	select {
+	case <-f.st.ready:
+	case <-f.cl.ch:
+		f.ended = true
+	case <-ctx.Done():
+		return w.stopped(ctx.Err())
+	case <-w.ctx.Done():
+		w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
+	}
+	return nil
+}
+
+// stopped is the error of a Next or Watch whose context has ended; the watch itself goes on.
+func (w *Watch) stopped(err error) error {
+	e := &Error{Op: wire.OpWatch.String(), Message: "the time was up while nothing happened", cause: err}
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.kind = ErrTimeout
+	}
+	return e
+}
+
+// fail ends the watch for good.
+func (w *Watch) fail(err error) {
+	w.feed.end()
+	w.batch = wire.EventBatch{}
+	w.err = err
+	w.cancel()
+}
+
+// broken ends a connection whose peer does not keep to the protocol.
+func (w *Watch) broken(err error) {
+	if cl := w.feed.cl; cl != nil {
+		cl.cn.kill(fmt.Errorf("%w: %w", ErrProtocol, err))
+	}
+	w.fail(&Error{Op: wire.OpWatch.String(), Message: err.Error(), kind: ErrProtocol})
+}
+
+// frame takes a frame.
+func (w *Watch) frame(fr streamFrame) error {
+	var b wire.EventBatch
+	if err := wire.DecodeEventBatch(fr.payload, &b); err != nil {
+		return err
+	}
+	if b.Revision < w.base.After && (w.begun || w.base.Flags&wire.WatchFromNow == 0) {
+		return fmt.Errorf("%w: events up to revision %d follow those up to %d", ErrProtocol, b.Revision, w.base.After)
+	}
+	w.batch = b
+	return nil
+}
+
+// event takes the next event of the batch at hand.
+func (w *Watch) event() (Event, error) {
+	var e wire.Event
+	rest, err := wire.NextEvent(w.batch.Events, &e)
+	if err != nil {
+		return Event{}, err
+	}
+	if e.Revision <= w.base.After || e.Revision > w.batch.Revision || !w.base.Covers(e.Key) {
+		return Event{}, fmt.Errorf("%w: an event of key %q at %d in a batch up to %d, behind %d", ErrProtocol, e.Key, e.Revision, w.batch.Revision, w.base.After)
+	}
+	out := Event{Kind: EventKind(e.Kind), Key: string(e.Key), Revision: Version(e.Revision), Last: e.Flags&wire.EventLast != 0, PreviousLost: e.Flags&wire.EventPreviousLost != 0}
+	if e.Kind == wire.EventPut {
+		var m wire.Meta
+		kept, err := splitMeta(e.Ext, &m)
+		if err != nil {
+			return Event{}, err
+		}
+		out.Value = valueOf(&m, kept, e.Value)
+	}
+	if len(e.PreviousExt) > 0 {
+		var m wire.Meta
+		kept, err := splitMeta(e.PreviousExt, &m)
+		if err != nil {
+			return Event{}, err
+		}
+		v := valueOf(&m, kept, e.Previous)
+		out.Previous = &v
+	}
+	w.batch.Events, w.batch.Count = rest, w.batch.Count-1
+	if w.batch.Count == 0 && len(rest) != 0 {
+		return Event{}, fmt.Errorf("%w: %d bytes behind the last event", ErrProtocol, len(rest))
+	}
+	w.progress(e.Revision)
+	return out, nil
+}
+
+// ended judges how the stream ended; the next one begins where this has come to, unless it ended for good.
+func (w *Watch) ended(ctx context.Context) {
+	cl := w.feed.cl
+	err := w.c.errorOf(cl)
+	final := w.final(cl, err)
+	node := cl.cn.link.node
+	w.feed.end()
+	switch {
+	case w.ctx.Err() != nil:
+		w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
+	case final:
+		w.fail(err)
+	case errors.Is(err, ErrCompacted):
+		// Each node keeps a past of its own.
+		if err := w.openElsewhere(ctx, node, err); err != nil && ctx.Err() == nil {
+			w.fail(err)
+		}
+	}
+}
+
+// final reports whether an attempt's end is the watch's.
+func (w *Watch) final(cl *call, err error) bool {
+	r := &cl.res
+	switch {
+	case !r.answered:
+		return false
+	case r.status == wire.StatusOK: // a last frame with OK says nothing that this version knows
+		return true
+	case r.status == wire.StatusCompacted, r.status == wire.StatusFutureRevision:
+		return false
+	}
+	return r.status.Class() == wire.ClassRefused || errors.Is(err, ErrProtocol)
+}
+
+// open makes attempts until a server has said where the watch begins or goes on, the time is up, or a server has
+// refused for good. The error is Next's.
+func (w *Watch) open(ctx context.Context) error {
+	for n := 0; ; n++ {
+		err, again, pause := w.attempt(ctx, nil)
+		switch {
+		case err == nil:
+			return nil
+		case w.ctx.Err() != nil:
+			w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
+			return w.err
+		case errors.Is(err, ErrCompacted):
+			if err := w.openElsewhere(ctx, nil, err); err != nil {
+				if ctx.Err() != nil {
+					return w.stopped(ctx.Err())
+				}
+				w.fail(err)
+				return err
+			}
+			return nil
+		case !again:
+			if ctx.Err() != nil {
+				return err
+			}
+			w.fail(err)
+			return err
+		}
+		t := time.NewTimer(max(pause, backoff(n, backoffMax)))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		case <-w.ctx.Done():
+			t.Stop()
+		}
+	}
+}
+
+// openElsewhere asks every node that is known, but for from, once; compacted is the error when none of them keeps what
+// follows.
+func (w *Watch) openElsewhere(ctx context.Context, from *node, compacted error) error {
+	w.c.route.mu.Lock()
+	nodes := slices.Clone(w.c.route.nodes)
+	w.c.route.mu.Unlock()
+	for _, n := range nodes {
+		if n == from || ctx.Err() != nil {
+			continue
+		}
+		if err, _, _ := w.attempt(ctx, n); err == nil {
+			return nil
+		}
+	}
+	return compacted
+}
+
+// attemptTimeout bounds one attempt to begin, so that a server that says nothing is not waited for while others could
+// be asked.
+const attemptTimeout = 10 * time.Second
+
+// attempt asks one node: at, or any. again: another attempt may succeed, after the pause at the earliest.
+func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, pause time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	stop := context.AfterFunc(w.ctx, cancel)
+	defer stop()
+	c := w.c
+	cl := newCall(wire.OpWatch, "", wantPayload)
+	cl.anyNode, cl.spread, cl.at = true, at == nil, at
+	if at != nil {
+		// Made here, so that a node that was not asked yet is waited for.
+		if _, err := at.pick().get(ctx, cl, forever); err != nil {
+			cl.release()
+			return err, true, 0
+		}
+	}
+	c.steer(cl)
+	cl.deadline = forever
+	req := w.base
+	if w.begun || req.Flags&wire.WatchFromNow == 0 {
+		req.Flags &^= wire.WatchFromNow
+		if len(w.history) > 0 {
+			cl.head = wire.AppendExt(cl.head, wire.ExtHistory, w.history)
+		}
+	} else {
+		cl.head = wire.AppendExtU8(cl.head, wire.ExtConsistency, wire.ConsistencyAnyNode)
+	}
+	cl.value, cl.owned = wire.AppendWatchRequest(nil, &req), true
+	cl.stream = newStream(int(req.Credit))
+	w.feed = feed{cl: cl, st: cl.stream}
+	if !c.submit(ctx, cl) {
+		err := c.errorOf(cl)
+		again := cl.res.stop == nil || errors.Is(cl.res.stop, context.DeadlineExceeded)
+		cl.release()
+		w.feed = feed{}
+		return err, again, 0
+	}
+	if cl.cn.ack.Features&wire.FeatureWatch == 0 {
+		w.feed.end()
+		return &Error{Op: wire.OpWatch.String(), Message: "the server has no watches", kind: ErrUnsupported}, false, 0
+	}
+	select {
+	case <-cl.stream.ready:
+	case <-cl.ch:
+		w.feed.ended = true
+	case <-ctx.Done():
+		w.feed.end()
+		return w.stopped(ctx.Err()), true, 0
+	}
+	fr, ok := w.feed.next()
+	if !ok {
+		err := c.errorOf(cl)
+		again := !w.final(cl, err)
+		if err == nil {
+			err = &Error{Op: wire.OpWatch.String(), Message: "the server ended the watch before it began", kind: ErrProtocol}
+		}
+		if f := cl.res.fail; f != nil {
+			pause = f.retryAfter
+		}
+		w.feed.end()
+		return err, again, pause
+	}
+	if err := w.first(fr); err != nil {
+		cl.cn.kill(fmt.Errorf("%w: %w", ErrProtocol, err))
+		w.feed.end()
+		return &Error{Op: wire.OpWatch.String(), Message: err.Error(), kind: ErrProtocol}, false, 0
+	}
+	return nil, false, 0
+}
+
+// first takes the first frame of a stream: it says which history the revisions are of, and where the watch begins.
+func (w *Watch) first(fr streamFrame) error {
+	if err := w.frame(fr); err != nil {
+		return err
+	}
+	for ext := fr.ext; len(ext) > 0; {
+		t, v, rest, err := wire.NextExt(ext)
+		if err != nil {
+			return err
+		}
+		if ext = rest; t == wire.ExtHistory && len(v) == 16 {
+			w.history = v
+		}
+	}
+	if len(w.history) == 0 {
+		return fmt.Errorf("%w: the first frame of a watch does not tell the history", ErrProtocol)
+	}
+	if !w.begun && w.base.Flags&wire.WatchFromNow != 0 {
+		// It begins behind what the batch says, which has no events then.
+		if w.batch.Count != 0 {
+			return fmt.Errorf("%w: a watch from now begins with events", ErrProtocol)
+		}
+		w.base.After = w.batch.Revision
+	}
+	w.begun = true
+	w.rev.Store(w.base.After)
+	return nil
+}
