@@ -146,7 +146,8 @@ type Watch struct {
 	batch   wire.EventBatch // what is left of the frame at hand
 	begun   bool            // the first frame of any attempt has come: base.After is where to go on
 	history []byte
-	err     error // what ended the watch for good
+	ns      []byte // number of the namespace, as the server encodes it; empty: not told yet
+	err     error  // what ended the watch for good
 }
 
 // Watch begins a watch and returns when a server has said where it begins, so that what is written from then on will be
@@ -443,6 +444,10 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 		if len(w.history) > 0 {
 			cl.head = wire.AppendExt(cl.head, wire.ExtHistory, w.history)
 		}
+		if len(w.ns) > 0 {
+			// Another namespace that has the name by now is not the one that was watched.
+			cl.head = wire.AppendExt(cl.head, wire.ExtNamespaceID, w.ns)
+		}
 	} else {
 		cl.head = wire.AppendExtU8(cl.head, wire.ExtConsistency, wire.ConsistencyAnyNode)
 	}
@@ -499,8 +504,12 @@ func (w *Watch) first(fr streamFrame) error {
 		if err != nil {
 			return err
 		}
-		if ext = rest; t == wire.ExtHistory && len(v) == 16 {
+		ext = rest
+		switch {
+		case t == wire.ExtHistory && len(v) == 16:
 			w.history = v
+		case t == wire.ExtNamespaceID && len(v) == 4:
+			w.ns = v
 		}
 	}
 	if len(w.history) == 0 {

@@ -141,7 +141,9 @@ func (a *applier) expire(n uint32) wire.Result {
 		if !st.exists || !st.now.expired(a.now) {
 			a.failApply(damaged(fmt.Sprintf("the expiry index names key %q, which has no such deadline", userKey(recordKey)), nil))
 		}
+		before := len(a.effects)
 		rev := a.removeExpired(st)
+		a.endTransaction(before) // each has ended for itself
 		if res.Rev == 0 {
 			res.Rev = rev
 		}

@@ -16,6 +16,9 @@ type ReadOptions struct {
 	// (StatusCompacted) and applied here (StatusFutureRevision). Within the entry of a revision, a read that
 	// can't tell what came first gets StatusCompacted too.
 	AtRevision wire.Revision
+	// Due has Get and Exists find a record also when its deadline had passed at AtRevision and it was not removed yet: what
+	// an EffectExpire ends. REQUIRES: AtRevision.
+	Due bool
 	// MinRevision asks for a state that reflects at least this revision: StatusFutureRevision when it is not
 	// applied here yet, StatusCompacted when a recovery has given it up.
 	MinRevision wire.Revision
@@ -92,6 +95,7 @@ type lookup struct {
 	in       *instance
 	r        *reader
 	at       wire.Revision
+	due      bool // see ReadOptions
 	headOnly bool
 
 	key  []byte // record key
@@ -135,7 +139,7 @@ func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, erro
 	if st != wire.StatusOK {
 		return st, nil
 	}
-	l.in, l.at = in, o.AtRevision
+	l.in, l.at, l.due = in, o.AtRevision, o.Due
 	l.key = appendRecordKey(l.key[:0], o.Namespace, key)
 	l.hash = hashKey(l.key)
 	if at == 0 {
@@ -157,7 +161,7 @@ func (l *lookup) do(in *instance, o *ReadOptions, key []byte) (wire.Status, erro
 	case !l.exact:
 		l.rec = storedRecord{}
 		return wire.StatusCompacted, nil
-	case !l.found || l.rec.expired(l.p.time):
+	case l.absent():
 		l.rec = storedRecord{}
 		return wire.StatusNotFound, nil
 	}
@@ -213,11 +217,14 @@ func (l *lookup) read(r *reader) (err error) {
 		return err
 	}
 	l.exact = exactAt(l.at, l.p, l.found, l.rec.Meta.Version)
-	if !l.exact || !l.found || l.rec.expired(l.p.time) {
+	if !l.exact || l.absent() {
 		return nil
 	}
 	return l.loadValue(r)
 }
+
+// absent reports whether what was read in the store is no record for who asks.
+func (l *lookup) absent() bool { return !l.found || !l.due && l.rec.expired(l.p.time) }
 
 // loadValue appends the value of a record that is chunked or compressed to buf.
 func (l *lookup) loadValue(g getter) (err error) {

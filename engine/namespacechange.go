@@ -93,11 +93,13 @@ func (a *applier) purge(c *wire.NamespaceChange) wire.Result {
 			a.failApply(damaged(fmt.Sprintf("key %q of namespace %d can be listed and not be read", userKey(recordKey), n.ID), nil))
 		}
 		var rev wire.Revision
+		before := len(a.effects)
 		if st.live(a.now) {
 			rev = a.remove(st)
 		} else {
 			rev = a.removeExpired(st)
 		}
+		a.endTransaction(before) // the purge is no transaction of its user's
 		if res.Rev == 0 {
 			res.Rev = rev
 		}

@@ -525,6 +525,7 @@ func (m *reference) purge(id uint32, most int) wire.Result {
 			kind = EffectExpire
 		}
 		rev := m.remove(k, kind)
+		m.effects[len(m.effects)-1].Last = true // for itself
 		if first == 0 {
 			first = rev
 		}
@@ -737,6 +738,7 @@ func (m *reference) expire(n int) wire.Result {
 	var res wire.Result
 	for i := 0; i < len(due) && i < n; i++ {
 		rev := m.remove(due[i], EffectExpire)
+		m.effects[len(m.effects)-1].Last = true // for itself
 		if i == 0 {
 			res.Rev = rev
 		}

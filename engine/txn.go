@@ -89,7 +89,7 @@ func (g *group) executeAll() (refused done) {
 		if refused = g.execute(ch, false); refused.status == wire.StatusNotFound {
 			refused.status = wire.StatusOK // the answer of that member
 		} else if refused.status != wire.StatusOK {
-			refused.text = fmt.Appendf(nil, "operation %d: %s", i, refused.status.Info().Message)
+			refused.text = fmt.Appendf(nil, "operation %d: %s", i, refusalText(refused.status))
 		}
 	})
 	if refused.status == wire.StatusOK && a.space.limited() {
@@ -103,6 +103,19 @@ func (g *group) executeAll() (refused done) {
 		a.commit()
 	}
 	return refused
+}
+
+// refusalText says why a member can't be executed. Sessions keep it with the answer, so it belongs to the behaviour level,
+// like the texts of quotas: replicas of two builds must store the same bytes. What package wire tells people of a status
+// may change from build to build.
+func refusalText(st wire.Status) string {
+	switch st {
+	case wire.StatusNotANumber:
+		return "the value is not a whole number of 64 bits in decimal digits, or the sum is not; nothing was changed"
+	case wire.StatusTooLarge:
+		return "the request is larger than the limit named in the answer; nothing was changed"
+	}
+	return "not executed; try again" // StatusRetryLater, which no session keeps
 }
 
 // executeEach executes the members of a batch whose members stand alone.

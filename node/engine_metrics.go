@@ -48,7 +48,34 @@ func (s *Shard) writeEngineMetrics(w io.Writer) error {
 	}); err != nil {
 		return err
 	}
+	if err := writeCompressed(w, t); err != nil {
+		return err
+	}
 	return writeLevels(w, t)
+}
+
+// writeCompressed writes what compression of values has saved, with a label for each codec.
+func writeCompressed(w io.Writer, t *engine.StoreStats) error {
+	for _, f := range []struct {
+		name, help string
+		value      func(c *engine.CompressStats) uint64
+	}{
+		{"kvstore_compressed_values_total", "Values that were stored compressed.", func(c *engine.CompressStats) uint64 { return c.Values }},
+		{"kvstore_compressed_raw_bytes_total", "Their bytes as they came.", func(c *engine.CompressStats) uint64 { return c.RawBytes }},
+		{"kvstore_compressed_stored_bytes_total", "Their bytes as they are stored.", func(c *engine.CompressStats) uint64 { return c.StoredBytes }},
+	} {
+		if _, err := fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s counter\n", f.name, f.help, f.name); err != nil {
+			return err
+		}
+		for i := range t.Compressed {
+			if _, err := fmt.Fprintf(w, "%s{codec=%q} %d\n", f.name, t.Compressed[i].Codec, f.value(&t.Compressed[i])); err != nil {
+				return err
+			}
+		}
+	}
+	return writeSamples(w, []sample{
+		{"kvstore_compress_plain_total", "counter", "Values for which compression was asked for and did not pay.", float64(t.CompressPlain)},
+	})
 }
 
 // writeLevels writes the families that have a label for each level or kind of file.

@@ -29,6 +29,7 @@ func (w *sender) trim() {
 			*b = nil
 		}
 	}
+	clear(w.earlier) // a turn fills it anew, with up to earlierBytesMax
 }
 
 // send gives turns until the queue is closed.

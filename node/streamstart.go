@@ -18,10 +18,18 @@ type streamStart struct {
 }
 
 // starter takes what came of the read that asked where to begin.
-type starter struct{ st *stream }
+type starter struct {
+	st *stream
+	// unsure, if set, asks somebody who knows, when the namespace is not known here.
+	unsure func()
+}
 
 // Complete implements wire.Completer.
-func (a starter) Complete(_ wire.Token, r *wire.Response) {
+func (a *starter) Complete(_ wire.Token, r *wire.Response) {
+	if r.Status == wire.StatusNoNamespace && a.unsure != nil {
+		a.unsure()
+		return
+	}
 	start := &streamStart{ext: bytes.Clone(r.Ext)}
 	if r.Status == wire.StatusOK {
 		start.revision, start.ns = binary.LittleEndian.Uint64(r.Payload), binary.LittleEndian.Uint32(r.Payload[8:])
@@ -53,10 +61,15 @@ func (st *stream) ask(via readVia, ns uint32, r *wire.Request, deadline int64, a
 		st.begin(&streamStart{revision: s.shard.engine.Applied().Revision, ns: ns})
 		return
 	}
-	s.reads.hand(via, s.reads.single(starter{st}, &readItem{
+	s.reads.hand(via, s.reads.single(&starter{st: st}, st.where(ns, r, deadline, age)))
+}
+
+// where is the read that asks where to begin. It has views of r.
+func (st *stream) where(ns uint32, r *wire.Request, deadline int64, age uint64) *readItem {
+	return &readItem{
 		token: st.token, ns: ns, name: r.Namespace, minRevision: r.MinRevision, atRevision: r.AtRevision,
 		deadline: deadline, age: age, stale: r.Stale, begins: true,
-	}))
+	}
 }
 
 // startWatch opens a watch. way was decided after it arrived. It never blocks.
@@ -72,7 +85,7 @@ func (s *Service) startWatch(c wire.Completer, ns uint32, r *wire.Request, way r
 		return
 	}
 	q.Prefix, q.Start, q.End = bytes.Clone(q.Prefix), bytes.Clone(q.Start), bytes.Clone(q.End)
-	x := &watch{q: q, history: bytes.Clone(r.History)}
+	x := &watch{q: q, history: bytes.Clone(r.History), was: r.NamespaceID}
 	st := &stream{source: x, interval: int64(q.ProgressMs) * int64(time.Millisecond)}
 	x.st = st
 	st.credit.Store(int64(q.Credit))
@@ -86,10 +99,19 @@ func (s *Service) startWatch(c wire.Completer, ns uint32, r *wire.Request, way r
 		return
 	}
 	via := way.via()
-	if r.Stale || !fromNow {
-		via = viaNothing
+	switch {
+	case r.Stale:
+		st.ask(viaNothing, ns, r, deadline, 0)
+	case fromNow || via == viaNothing:
+		st.ask(via, ns, r, deadline, 0)
+	default:
+		// It asks nobody, so that it can go on while there is no leader. But a node that may lack what was acknowledged
+		// can't say that a name stands for nothing.
+		it := st.where(ns, r, deadline, 0)
+		it.name = bytes.Clone(it.name)
+		unsure := func() { s.reads.hand(via, s.reads.single(&starter{st: st}, it)) }
+		s.reads.hand(viaNothing, s.reads.single(&starter{st: st, unsure: unsure}, it))
 	}
-	st.ask(via, ns, r, deadline, 0)
 }
 
 // streamed reports whether r is a listing in one answer of many frames.

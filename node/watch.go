@@ -18,12 +18,13 @@ const (
 	watchFutureTick = 2 * time.Millisecond
 )
 
-// watch is a stream of events. Everything but q and history is owned by its turns.
+// watch is a stream of events. Everything but q, history and was is owned by its turns.
 type watch struct {
 	st *stream
 	// Immutable after startWatch.
 	q       wire.WatchRequest
 	history []byte // that q.After belongs to; empty: not said
+	was     uint32 // the namespace that has been watched; 0: not said
 
 	begun   bool
 	greeted bool
@@ -67,7 +68,7 @@ func (x *watch) turn(w *sender) (verdict, *wire.Response) {
 	}
 	if !x.greeted {
 		_, history, _ := w.s.shard.engine.Identity()
-		w.ext = wire.AppendExt(w.ext[:0], wire.ExtHistory, history[:])
+		w.ext = wire.AppendExtU32(wire.AppendExt(w.ext[:0], wire.ExtHistory, history[:]), wire.ExtNamespaceID, x.ns)
 		w.frame = wire.AppendEventBatchHeader(w.frame[:0], x.after, 0)
 		if ok, final := st.push(&wire.Response{Ext: w.ext, Payload: w.frame}, grants); !ok {
 			return turnRest, final
@@ -94,6 +95,12 @@ func (x *watch) turn(w *sender) (verdict, *wire.Response) {
 func (x *watch) begin(start *streamStart) (ref *wire.Refusal) {
 	if start.ns == wire.NamespaceNone {
 		return &wire.Refusal{Status: wire.StatusNoNamespace}
+	}
+	if x.was != 0 && x.was != start.ns {
+		if start.ns < x.was {
+			return lagging // numbers grow: here the name still stands for one before
+		}
+		return &wire.Refusal{Status: wire.StatusNoNamespace, Text: "the namespace that was watched has been dropped; another one has its name: begin anew"}
 	}
 	if x.st.release, ref = x.st.all.s.limits.openWatch(start.ns); ref != nil {
 		return ref
@@ -128,7 +135,15 @@ func (x *watch) open() *wire.Refusal {
 	if err == nil {
 		x.watcher = watcher
 		x.endWait()
+		// A watch that begins in the feed behind the drop of its namespace would hear of no end. Looked at once the feed
+		// knows it: a drop from now on ends it there.
+		if n, ok := sh.engine.NamespaceByID(x.ns); !ok || n.Dropping {
+			return x.ended(feed.ErrNoNamespace)
+		}
 		return nil
+	}
+	if errors.Is(err, feed.ErrCompacted) && !x.greeted && x.q.Flags&wire.WatchFromNow != 0 {
+		return lagging // the state was replaced meanwhile, and the client named no revision and must hear of none
 	}
 	if !errors.Is(err, feed.ErrFuture) {
 		return x.ended(err)

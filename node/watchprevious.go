@@ -67,7 +67,8 @@ func (p *pastEvents) find(e *wire.Event) (ext, value []byte, ok bool) {
 		}
 	}
 	sh := p.w.s.shard
-	o := engine.ReadOptions{Namespace: p.x.ns, AtRevision: wire.MakeRevision(p.ts, 0) - 1}
+	// What expires in this entry may have been due before it.
+	o := engine.ReadOptions{Namespace: p.x.ns, AtRevision: wire.MakeRevision(p.ts, 0) - 1, Due: true}
 	rec, buf, st, err := sh.engine.Get(o, e.Key, p.w.past[:0])
 	p.w.past = buf
 	if err != nil {
@@ -118,7 +119,8 @@ func (p *pastEvents) recall() (ok bool) {
 	defer watcher.Close()
 	size := 0
 	var ext []byte
-	_, err = watcher.Next(func(e *feed.Event) bool {
+	through := wire.Revision(0)
+	take := func(e *feed.Event) bool {
 		if e.Revision > p.from {
 			return false
 		}
@@ -129,7 +131,11 @@ func (p *pastEvents) recall() (ok bool) {
 			w.earlier[string(e.Key)] = now
 		}
 		return size <= earlierBytesMax
-	})
+	}
+	// A Next may return before it has come so far.
+	for err == nil && through < p.from && size <= earlierBytesMax {
+		through, err = watcher.Next(take)
+	}
 	for key, b := range w.earlier {
 		if b == nil {
 			delete(w.earlier, key) // the entry has none before

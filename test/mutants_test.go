@@ -101,6 +101,26 @@ func mutants() []mutant {
 			scene: "Processes", kinds: "kill-any",
 		},
 		{
+			name: "feed-not-synced", what: "a checkpoint does not make the change feed durable",
+			changes: textual(change{"node/feed.go", "func (k *feedSink) Sync(p engine.Point) error { return k.feed.Sync(p.Index) }", "func (k *feedSink) Sync(engine.Point) error { return nil }"}),
+			scene:   "Disks", kinds: "power-all",
+		},
+		{
+			name: "event-lost", what: "the change feed loses a write now and then",
+			changes: textual(change{"node/feed.go", "	k.feed.Append(p.Index,", "	if p.Index%64 == 0 {\n		k.events = k.events[:0]\n	}\n	k.feed.Append(p.Index,"}),
+			scene:   "Processes", kinds: "kill-any",
+		},
+		{
+			name: "watch-repeats", what: "a watch begins with the event that it is to begin behind",
+			changes: textual(change{"node/watch.go", "	o.Request.After = x.after\n", "	o.Request.After = max(x.after, 1) - 1\n"}),
+			scene:   "Processes", kinds: "kill-any",
+		},
+		{
+			name: "quota-ignored", what: "a namespace may hold more keys than its quota",
+			changes: textual(change{"engine/usage.go", "	case s.KeysMax > 0 && after.records", "	case false && after.records"}),
+			scene:   "Processes", kinds: "kill-any",
+		},
+		{
 			name: "unknown-told-as-refused", what: "a write whose outcome is unknown is called surely not applied",
 			changes: textual(change{"consensus/propose.go", `return fmt.Errorf("%w: %w", ErrUnknown, err)`, `return fmt.Errorf("%w: %w", ErrNotProposed, err)`}),
 			scene:   "Processes", kinds: "kill-leader,stop-leader",

@@ -28,6 +28,7 @@ const (
 	ExtMaxAge      ExtType = 23 // u64 milliseconds: a stale answer may be no older than this
 	ExtCompress    ExtType = 25 // u8 Codec (s2, zstd or lz4; 0 never): how the store is to compress the value, if that pays
 	ExtHistory     ExtType = 29 // 16 bytes: the history that the revision of a watch belongs to; in answers of a watch the store's
+	ExtNamespaceID ExtType = 31 // u32: the number of the namespace that a watch has been of; in answers of a watch the number that it is of
 )
 
 // Values of ExtConsistency.
@@ -73,7 +74,7 @@ type extSet uint64
 
 const (
 	// extsSteering are elements that steer a request as a whole; they have no place in an item of a group.
-	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge | 1<<ExtHistory
+	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge | 1<<ExtHistory | 1<<ExtNamespaceID
 	// extsPut belong to a put, extsMutation also to deletes and other operations under a condition.
 	extsPut      extSet = 1<<ExtTTL | 1<<ExtTag | 1<<ExtContentType | 1<<ExtEncoding | 1<<ExtChecksum | 1<<ExtCompress
 	extsMutation extSet = extsPut | 1<<ExtCondition
@@ -96,7 +97,7 @@ func extsOf(op Opcode) extSet {
 	case OpTouch, OpIncrement:
 		return 1<<ExtNamespace | 1<<ExtSession | 1<<ExtCondition | 1<<ExtTTL
 	case OpWatch:
-		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtHistory
+		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtHistory | 1<<ExtNamespaceID
 	case OpBatch, OpTxn:
 		return 1<<ExtNamespace | 1<<ExtSession
 	case OpSessionClose:

@@ -40,6 +40,7 @@ type Request struct {
 	MinRevision Revision
 	AtRevision  Revision
 	History     []byte // empty, or 16 bytes
+	NamespaceID uint32 // 0: whatever the name stands for
 
 	// Set by the door; see Token.
 	Cost  uint32
@@ -253,6 +254,11 @@ func (r *Request) parseExt() *Refusal {
 				return refuse(StatusBadRequest, "history of %d bytes, not 16", len(v))
 			}
 			r.History = v
+		case ExtNamespaceID:
+			if len(v) != 4 || binary.LittleEndian.Uint32(v) == 0 {
+				return refuse(StatusBadRequest, "the number of a namespace has 4 bytes and is not 0")
+			}
+			r.NamespaceID = binary.LittleEndian.Uint32(v)
 		case ExtMinRevision, ExtAtRevision:
 			if len(v) != 8 {
 				return refuse(StatusBadRequest, "revision of %d bytes, not 8", len(v))

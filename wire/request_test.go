@@ -221,6 +221,10 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"unknown condition", OpPut, AppendExtCondition(nil, 8, nil), StatusBadRequest},
 		{"history of a watch", OpWatch, ext(raw(ExtHistory, make([]byte, 16)...)), StatusOK},
 		{"history of 4 bytes", OpWatch, ext(raw(ExtHistory, 1, 2, 3, 4)), StatusBadRequest},
+		{"number of a namespace", OpWatch, AppendExtU32(nil, ExtNamespaceID, 2), StatusOK},
+		{"number of the system's namespace", OpWatch, AppendExtU32(nil, ExtNamespaceID, 0), StatusBadRequest},
+		{"number of a namespace of 8 bytes", OpWatch, ext(u64(ExtNamespaceID, 2)), StatusBadRequest},
+		{"number of a namespace of a put", OpPut, AppendExtU32(nil, ExtNamespaceID, 2), StatusBadRequest},
 		{"history of a get", OpGet, ext(raw(ExtHistory, make([]byte, 16)...)), StatusBadRequest},
 		{"session of a watch", OpWatch, AppendExtSession(nil, 1, 2, 1), StatusBadRequest},
 	} {

@@ -28,7 +28,7 @@ const (
 
 // WatchRequest asks for the changes of the keys that begin with Prefix and are ≥ Start and < End; what is empty does
 // not bound. The answer is a stream of frames with FlagMore, each with an EventBatch as its payload; the first one
-// comes at once, has the element ExtHistory and perhaps no events, and its revision is the one that the watch begins
+// comes at once, has the elements ExtHistory and ExtNamespaceID and perhaps no events, and its revision is the one that the watch begins
 // behind. A frame without FlagMore ends it: its status says why.
 //
 // The server sends while the watch has credit: each frame takes the length of its payload, and the last one may take
