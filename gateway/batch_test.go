@@ -148,7 +148,7 @@ func TestGroups_BadDocuments_AreRefusedWithItemAndField(t *testing.T) {
 		{put, `{"items":[{"key":"a","text":"b"}`, 400, "comma or the end"}, {put, `{"items":[{"key":"a`, 400, "ends within"}, {put, strings.Repeat("[", 1<<20), 400, "object is expected"},
 		{txn, `{"operations":[{"key":"a"}]}`, 400, "operations[0]: it has no type"}, {txn, `{"operations":[{"type":"put","key":"a","text":""}]}`, 400, "operations[0].type"},
 		{txn, `{"operations":[{"type":"GET","key":"a","text":"b"}]}`, 400, "operations[0].text"}, {txn, `{"operations":[{"type":"CHECK","key":"a"}]}`, 400, "check without a condition"},
-		{txn, `{"operations":[{"type":"TOUCH","key":"a"}]}`, 400, "operations[0]: it has no ttl_seconds"}, {txn, `{"operations":[{"type":"INCREMENT","key":"a"}]}`, 400, "no delta"},
+		{txn, `{"operations":[{"type":"TOUCH","key":"a"}]}`, 400, "operations[0]: it has no ttl_seconds"},
 		{txn, `{"operations":[{"type":"INCREMENT","key":"a","delta":9223372036854775808}]}`, 400, "64 bits"}, {txn, `{"operations":[{"type":"INCREMENT","key":"a","delta":-0}]}`, 400, "whole number"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{}]}]}`, 400, "operations[0].conditions[0]: a condition without"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":{}}]}`, 400, "an array"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":false}]}]}`, 400, "operations[0].conditions[0].if_exists: true"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":true,"if_tag_present":"t"}]}]}`, 400, "of its own"},

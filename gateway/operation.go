@@ -352,7 +352,7 @@ func (g *group) finish(kind string) *fault {
 		}
 	case wire.OpIncrement:
 		if !g.has(fieldDelta) {
-			return faultf("it has no delta")
+			g.delta = 1 // as where it stands alone
 		}
 	}
 	if g.has(fieldTTL) && g.ttlMs == 0 && k.op != wire.OpTouch {

@@ -26,7 +26,9 @@ const (
 
 // counterLoad is the workload.
 type counterLoad struct {
-	r *faultRun // set by drive
+	// Set by drive.
+	r     *faultRun
+	admin *client.Client
 
 	done, open atomic.Int64
 	acked      [counterKeys]atomic.Int64
@@ -41,6 +43,7 @@ func counterKey(i int) string { return fmt.Sprintf("counter/%d", i) }
 
 func (l *counterLoad) drive(r *faultRun) {
 	l.r = r
+	l.admin = openAt(r.t, r.c.Addrs(), client.WithTimeout(loadTimeout), client.WithName("counter admin"))
 	sure := openAt(r.t, r.c.Addrs(), client.WithTimeout(loadTimeout), client.WithName("counter"))
 	hasty := openAt(r.t, r.c.Addrs(), client.WithTimeout(hastyTimeout), client.WithoutSession(), client.WithName("counter hasty"))
 	for i := range 6 {
@@ -112,12 +115,17 @@ func (l *counterLoad) space(rng *rand.Rand) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
 	name := fmt.Sprintf("run-%d", l.spaces.Add(1))
-	admin := openAt(l.r.t, l.r.c.Addrs(), client.WithTimeout(loadTimeout))
+	admin := l.admin
 	most := 3 + rng.IntN(5)
 	if _, err := admin.CreateNamespace(ctx, name, client.NamespaceSettings{KeysMax: uint64(most)}); err != nil && !errors.Is(err, client.ErrNamespaceExists) {
 		return false // whether it is there will be seen by its number being used no more
 	}
-	c := openAt(l.r.t, l.r.c.Addrs(), client.WithNamespace(name), client.WithTimeout(loadTimeout))
+	// Not openAt: nobody may be there to answer just now.
+	c, err := client.Open(ctx, l.r.c.Addrs(), client.WithNamespace(name), client.WithTimeout(loadTimeout))
+	if err != nil {
+		return false
+	}
+	defer closeClient(l.r.t, c)
 	for i := range most + 2 {
 		_, err := c.Put(ctx, strconv.Itoa(i), []byte("v"))
 		switch {
@@ -129,12 +137,14 @@ func (l *counterLoad) space(rng *rand.Rand) bool {
 			return false
 		}
 	}
+	dropped := false
 	for range 20 {
 		if err := admin.DropNamespace(ctx, name); err == nil || errors.Is(err, client.ErrNoNamespace) {
+			dropped = true
 			break
 		}
 	}
-	if _, err := c.Put(ctx, "k", nil); err == nil {
+	if _, err := c.Put(ctx, "k", nil); err == nil && dropped {
 		l.r.anomaly("a write in the dropped namespace %s is acknowledged", name)
 	}
 	l.done.Add(1)

@@ -244,7 +244,7 @@ func TestTTL_LeadersClockStepsByTenMinutes_NothingExpiresEarlyOrLate(t *testing.
 	if testing.Short() {
 		t.Skip("builds the store anew")
 	}
-	wrong := ttlRounds(t, seed(t), testcluster.ClockBinary(t), count(t, "TTL_ROUNDS", 9, 3))
+	wrong := ttlRounds(t, seed(t), testcluster.ClockBinary(t), count(t, "TTL_ROUNDS", 5, 3))
 	for _, err := range wrong[:min(len(wrong), 10)] {
 		t.Error(err)
 	}

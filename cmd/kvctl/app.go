@@ -101,6 +101,7 @@ func (a *app) root() *cobra.Command {
 		Example: `  kvctl put hello world
   kvctl get hello
   kvctl list user: --limit 10
+  kvctl watch user:
   kvctl export app: > app.jsonl
   kvctl import app.jsonl --endpoints 10.0.1.10:7001,10.0.1.11:7001
   kvctl status --endpoints 10.0.1.10:7001,10.0.1.11:7001,10.0.1.12:7001
@@ -123,9 +124,9 @@ func (a *app) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("keys", a.putCmd(), a.getCmd(), a.deleteCmd(), a.listCmd(), a.txnCmd())
+	add("keys", a.putCmd(), a.getCmd(), a.deleteCmd(), a.listCmd(), a.txnCmd(), a.touchCmd(), a.incrCmd(), a.watchCmd())
 	add("bulk", a.importCmd(), a.exportCmd())
-	add("cluster", a.statusCmd(), a.memberCmd(), a.moveLeaderCmd())
+	add("cluster", a.statusCmd(), a.namespaceCmd(), a.memberCmd(), a.moveLeaderCmd())
 	root.AddCommand(a.versionCmd(), newExitCodesCmd())
 	return root
 }

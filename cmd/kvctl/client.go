@@ -82,6 +82,12 @@ func sorted(endpoints []string, err error) error {
 		kind = kindTimeout
 	case is(client.ErrCompacted):
 		kind = kindCompacted
+	case is(client.ErrNoNamespace):
+		kind = kindNoNamespace
+	case is(client.ErrNamespaceExists):
+		kind = kindExists
+	case is(client.ErrQuota), is(client.ErrTooMany):
+		kind = kindQuota
 	}
 	passing := kind == kindUnknown || kind == kindTimeout || is(client.ErrUnavailable) || is(client.ErrBusy) || is(client.ErrFutureRevision)
 	return &storeError{kind: kind, err: err, passing: passing}
@@ -118,11 +124,56 @@ func (s *clientStore) Get(ctx context.Context, key string, o readOptions) (recor
 	return recordOf(key, &v), nil
 }
 
-func (s *clientStore) Delete(ctx context.Context, key string, cs []condition) (bool, uint64, error) {
-	var opts []client.DeleteOption
-	for _, c := range conditionsOf(cs) {
-		opts = append(opts, c)
+func (s *clientStore) Touch(ctx context.Context, key string, ttl time.Duration, cs []condition) (uint64, error) {
+	v, err := s.c.Touch(ctx, key, ttl, deleteOpts(cs)...)
+	return uint64(v), s.sort(err)
+}
+
+func (s *clientStore) Increment(ctx context.Context, key string, delta int64, o putOptions) (int64, uint64, error) {
+	n, v, err := s.c.Increment(ctx, key, delta, incrementOpts(&o)...)
+	return n, uint64(v), s.sort(err)
+}
+
+func (s *clientStore) Count(ctx context.Context, o listOptions) (int64, uint64, error) {
+	n, rev, err := s.c.Count(ctx, listOpts(&o))
+	return n, uint64(rev), s.sort(err)
+}
+
+func (s *clientStore) Watch(ctx context.Context, o watchOptions) (watch, error) {
+	w, err := s.c.Watch(ctx, client.WatchOptions{
+		Key: o.Key, Prefix: o.Prefix, Start: o.Start, End: o.End, After: client.Version(o.After), FromStart: o.FromStart,
+		KeysOnly: o.KeysOnly, Previous: o.Previous, NoPut: o.NoPut, NoDelete: o.NoDelete, NoExpire: o.NoExpire,
+	})
+	if err != nil {
+		return nil, s.sort(err)
 	}
+	return &clientWatch{s: s, w: w}, nil
+}
+
+// clientWatch is a watch through the Go client.
+type clientWatch struct {
+	s *clientStore
+	w *client.Watch
+}
+
+func (w *clientWatch) Next(ctx context.Context) (event, error) {
+	e, err := w.w.Next(ctx)
+	if err != nil {
+		return event{}, w.s.sort(err)
+	}
+	out := event{Kind: e.Kind.String(), Revision: uint64(e.Revision), Last: e.Last, Record: recordOf(e.Key, &e.Value), PreviousLost: e.PreviousLost}
+	if e.Previous != nil {
+		r := recordOf(e.Key, e.Previous)
+		out.Previous = &r
+	}
+	return out, nil
+}
+
+func (w *clientWatch) Revision() uint64 { return uint64(w.w.Revision()) }
+func (w *clientWatch) Close()           { w.w.Close() }
+
+func (s *clientStore) Delete(ctx context.Context, key string, cs []condition) (bool, uint64, error) {
+	opts := deleteOpts(cs)
 	deleted, v, err := s.c.Delete(ctx, key, opts...)
 	return deleted, uint64(v), s.sort(err)
 }
@@ -132,7 +183,7 @@ const pagePause = 200 * time.Millisecond
 
 func (s *clientStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
-		opts := client.ListOptions{Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse, Read: getOpts(&o.Read)}
+		opts := listOpts(&o)
 		var cursor []byte
 		var revision client.Version
 		for {
@@ -147,7 +198,11 @@ func (s *clientStore) List(ctx context.Context, o listOptions) iter.Seq2[record,
 			}
 			revision, cursor = p.Revision, p.Cursor
 			for i := range p.Entries {
-				if !yield(recordOf(p.Entries[i].Key, &p.Entries[i].Value), nil) {
+				r := recordOf(p.Entries[i].Key, &p.Entries[i].Value)
+				if p.Entries[i].CommonPrefix {
+					r = record{Key: r.Key, CommonPrefix: true}
+				}
+				if !yield(r, nil) {
 					return
 				}
 			}
@@ -191,11 +246,11 @@ func (s *clientStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
 		case txnPut:
 			t.Put(op.Key, op.Value, putOpts(&op.Options)...)
 		case txnDelete:
-			var opts []client.DeleteOption
-			for _, c := range conds {
-				opts = append(opts, c)
-			}
-			t.Delete(op.Key, opts...)
+			t.Delete(op.Key, deleteOpts(op.Options.Conditions)...)
+		case txnTouch:
+			t.Touch(op.Key, op.Options.TTL, deleteOpts(op.Options.Conditions)...)
+		case txnIncrement:
+			t.Increment(op.Key, op.Delta, incrementOpts(&op.Options)...)
 		case txnGet:
 			t.Get(op.Key, conds...)
 		case txnCheck:
@@ -225,7 +280,7 @@ func (s *clientStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
 		if r.Err != nil && !errors.Is(r.Err, client.ErrNotFound) {
 			return out, fmt.Errorf("committed as version %d, but the result of operation %d is missing: %w", out.Version, i, r.Err)
 		}
-		o := txnOpResult{Found: r.Deleted || r.Value != nil}
+		o := txnOpResult{Found: r.Deleted || r.Value != nil || ops[i].Type == txnTouch && r.Err == nil, Counter: r.Counter}
 		if r.Value != nil {
 			o.Record = recordOf(ops[i].Key, r.Value)
 		}
@@ -245,7 +300,28 @@ func recordOf(key string, v *client.Value) record {
 	}
 }
 
+func listOpts(o *listOptions) client.ListOptions {
+	return client.ListOptions{
+		Prefix: o.Prefix, Start: o.Start, End: o.End, Limit: o.Limit, KeysOnly: o.KeysOnly, Reverse: o.Reverse, Delimiter: o.Delimiter, Read: getOpts(&o.Read),
+	}
+}
+
+func deleteOpts(cs []condition) (out []client.DeleteOption) {
+	for _, c := range conditionsOf(cs) {
+		out = append(out, c)
+	}
+	return out
+}
+
 func getOpts(o *readOptions) []client.GetOption {
+	opts := consistencyOpts(o)
+	if o.Revision != 0 {
+		opts = append(opts, client.AtRevision(client.Version(o.Revision)))
+	}
+	return opts
+}
+
+func consistencyOpts(o *readOptions) []client.GetOption {
 	switch {
 	case o.MaxAge > 0:
 		return []client.GetOption{client.MaxAge(o.MaxAge)}
@@ -271,10 +347,18 @@ func putOpts(o *putOptions) []client.PutOption {
 	for _, name := range slices.Sorted(maps.Keys(o.Tags)) { // the protocol wants them in order
 		out = append(out, client.WithTag(name, o.Tags[name]))
 	}
+	if o.Compress != "" {
+		out = append(out, client.Compress(compressions[o.Compress]))
+	}
 	for _, c := range conditionsOf(o.Conditions) {
 		out = append(out, c)
 	}
 	return out
+}
+
+// compressions are the names of --compress.
+var compressions = map[string]client.Compression{
+	"none": client.CompressNever, "s2": client.CompressS2, "zstd": client.CompressZstd, "lz4": client.CompressLZ4,
 }
 
 func conditionsOf(cs []condition) []client.Condition {
@@ -289,6 +373,12 @@ func conditionsOf(cs []condition) []client.Condition {
 			out = append(out, client.IfAbsent())
 		case ifValue:
 			out = append(out, client.IfValue(c.Value))
+		case ifTag:
+			out = append(out, client.IfTag(c.Tag, string(c.Value)))
+		case ifTagPresent:
+			out = append(out, client.IfTagPresent(c.Tag))
+		case ifTagAbsent:
+			out = append(out, client.IfTagAbsent(c.Tag))
 		default:
 			panic(fmt.Sprintf("BUG: condition of kind %d", c.Kind))
 		}

@@ -26,7 +26,7 @@ const exitCodesText = `Exit codes of kvctl:
   1    failed; also when the outcome of a write is unknown: it may or may not be applied
   2    wrong usage: unknown verb or flag, bad argument
   3    cannot connect: no node answers on --endpoints
-  4    the key does not exist, or a condition does not hold; nothing was changed
+  4    the key or the namespace does not exist, or a condition does not hold; nothing was changed
   5    permission denied, or the cluster refuses a change of its members; nothing was changed
   6    no answer within --timeout (a write with an unknown outcome exits 1)
   7    the cluster answers but cannot serve: no leader, no quorum, overloaded; status: or a voter is not ok
@@ -48,6 +48,11 @@ const (
 	kindUnhealthy
 	// kindCompacted: the moment that a listing shows is no longer kept, or not on the node that answers.
 	kindCompacted
+	// kindNoNamespace: the namespace does not exist; kindExists: one of that name does.
+	kindNoNamespace
+	kindExists
+	// kindQuota: what would exceed a quota or a number of things; nothing was changed.
+	kindQuota
 )
 
 // storeError is how a store reports a failure.
@@ -117,6 +122,12 @@ func explain(err error) (code int, text string) {
 		return exitTimeout, fmt.Sprintf("no answer in time: %v; nothing was changed: try again, or raise --timeout", err)
 	case kindCompacted:
 		return exitFailed, fmt.Sprintf("%v: the moment that it shows is no longer kept, or not on the node that leads now: start it anew", err)
+	case kindNoNamespace:
+		return exitNotFound, fmt.Sprintf("%v: `kvctl namespace list` shows those that there are", err)
+	case kindExists:
+		return exitNotFound, err.Error()
+	case kindQuota:
+		return exitFailed, err.Error()
 	case kindUnhealthy:
 		return exitUnhealthy, fmt.Sprintf("the cluster cannot serve this now: %v; nothing was changed: see `kvctl status`", err)
 	}

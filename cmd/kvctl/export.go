@@ -137,7 +137,7 @@ func (a *app) export(ctx context.Context, s store, o listOptions, meta bool, to 
 }
 
 // writeItem writes one JSON line.
-func writeItem(w io.Writer, it item) error {
+func writeItem(w io.Writer, it any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	return enc.Encode(it)

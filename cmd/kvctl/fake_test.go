@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,10 @@ type fakeStore struct {
 	// members is the answer to Admin; asked are its requests.
 	members string
 	asked   []adminRequest
+	// events are what a watch is told, then watchEnd; nil: nothing more happens. watched are its options.
+	events   []event
+	watchEnd error
+	watched  watchOptions
 	// read are the options of the last Get or List.
 	read   readOptions
 	calls  int
@@ -67,6 +72,14 @@ func (f *fakeStore) holds(key string, cs []condition) bool {
 			}
 		case ifValue:
 			if !ok || !bytes.Equal(r.Value, c.Value) {
+				return false
+			}
+		case ifTag:
+			if v, has := r.Tags[c.Tag]; !ok || !has || v != string(c.Value) {
+				return false
+			}
+		case ifTagPresent, ifTagAbsent:
+			if _, has := r.Tags[c.Tag]; !ok || has != (c.Kind == ifTagPresent) {
 				return false
 			}
 		}
@@ -128,6 +141,85 @@ func (f *fakeStore) Delete(ctx context.Context, key string, cs []condition) (boo
 	return ok, f.version, nil
 }
 
+func (f *fakeStore) Touch(ctx context.Context, key string, ttl time.Duration, cs []condition) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "touch", key); err != nil {
+		return 0, err
+	}
+	r, ok := f.data[key]
+	switch {
+	case !f.holds(key, cs):
+		return 0, &storeError{kind: kindCondition, err: errors.New("condition failed")}
+	case !ok:
+		return 0, &storeError{kind: kindNotFound, err: errors.New("not found")}
+	}
+	f.version += 1 << 20
+	if r.Version, r.ExpiresAt = f.version, (time.Time{}); ttl > 0 {
+		r.ExpiresAt = testNow.Add(ttl)
+	}
+	f.data[key] = r
+	return f.version, nil
+}
+
+func (f *fakeStore) Increment(ctx context.Context, key string, delta int64, o putOptions) (int64, uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "increment", key); err != nil {
+		return 0, 0, err
+	}
+	if !f.holds(key, o.Conditions) {
+		return 0, 0, &storeError{kind: kindCondition, err: errors.New("condition failed")}
+	}
+	n, err := strconv.ParseInt("0"+string(f.data[key].Value), 10, 64)
+	if err != nil {
+		return 0, 0, &storeError{kind: kindFailed, err: errors.New("not a number")}
+	}
+	f.version += 1 << 20
+	f.put(key, strconv.AppendInt(nil, n+delta, 10), o)
+	return n + delta, f.version, nil
+}
+
+func (f *fakeStore) Count(ctx context.Context, o listOptions) (n int64, _ uint64, err error) {
+	for _, err = range f.List(ctx, o) {
+		if err != nil {
+			return 0, 0, err
+		}
+		n++
+	}
+	return n, f.version, nil
+}
+
+// fakeWatch gives the events of a fakeStore, then what ends it.
+type fakeWatch struct {
+	events []event
+	end    error
+	at     uint64
+}
+
+func (f *fakeStore) Watch(ctx context.Context, o watchOptions) (watch, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watched = o
+	return &fakeWatch{events: f.events, end: f.watchEnd, at: o.After}, f.step(ctx, "watch", o.Prefix)
+}
+
+func (w *fakeWatch) Next(ctx context.Context) (event, error) {
+	if len(w.events) == 0 {
+		if w.end == nil {
+			<-ctx.Done()
+			return event{}, ctx.Err()
+		}
+		return event{}, w.end
+	}
+	e := w.events[0]
+	w.events, w.at = w.events[1:], e.Revision
+	return e, nil
+}
+
+func (w *fakeWatch) Revision() uint64 { return w.at }
+func (w *fakeWatch) Close()           {}
+
 func (f *fakeStore) List(ctx context.Context, o listOptions) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
 		f.mu.Lock()
@@ -184,6 +276,20 @@ func (f *fakeStore) Txn(ctx context.Context, ops []txnOp) (txnResult, error) {
 		var r txnOpResult
 		r.Record, r.Found = f.data[op.Key]
 		switch op.Type {
+		case txnIncrement:
+			n, err := strconv.ParseInt("0"+string(f.data[op.Key].Value), 10, 64)
+			if err != nil {
+				return txnResult{}, &storeError{kind: kindFailed, err: errors.New("not a number")}
+			}
+			r.Counter = n + op.Delta
+			f.put(op.Key, strconv.AppendInt(nil, r.Counter, 10), op.Options)
+		case txnTouch:
+			if rec := f.data[op.Key]; r.Found {
+				if rec.ExpiresAt = (time.Time{}); op.Options.TTL > 0 {
+					rec.ExpiresAt = testNow.Add(op.Options.TTL)
+				}
+				f.data[op.Key] = rec
+			}
 		case txnPut:
 			f.put(op.Key, op.Value, op.Options)
 		case txnDelete:

@@ -67,16 +67,18 @@ that has none. A missing key prints (nil) to stderr and exits 4.`,
 type readFlags struct {
 	consistency string
 	maxAge      time.Duration
+	revision    uint64
 }
 
 func (r *readFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&r.consistency, "consistency", "linearizable", "what is read: linearizable (the newest, from the leader), any (the newest, from any node) or stale (what a node has)")
+	c.Flags().Uint64Var(&r.revision, "revision", 0, "read the past, as it was at this revision, while that is kept")
 	c.Flags().DurationVar(&r.maxAge, "max-age", 0, "how old a stale answer may be, such as 500ms; it implies --consistency stale")
 }
 
 // options checks the flags.
 func (r *readFlags) options(c *cobra.Command) (readOptions, error) {
-	o := readOptions{MaxAge: r.maxAge}
+	o := readOptions{MaxAge: r.maxAge, Revision: r.revision}
 	switch r.consistency {
 	case "linearizable":
 		o.Consistency = linearizable

@@ -20,6 +20,9 @@ func FuzzParseTxn(f *testing.F) {
 		`{"operations":[{"type":"put","key":"a","text":"x","ttl_seconds":60,"tags":{"a":"b"},"conditions":[{"if_version_match":"5"},{"if_not_exists":true}]}]}`,
 		`{"operations":[{"type":"GET","key":"a"},{"type":"CHECK","key":"b","conditions":[{"if_value_match":"AA=="}]}]}`, `{"operations":[null]}`,
 		`{"operations":[{"type":"PUT","key":"a","value":null}]}`, `{"operations":[{"type":"CHECK","key":"b","conditions":[null]}]}`, "{", "", `{"operations":[{"type":"PUT","key":"a","text":"\ud800"}]}`,
+		"incr n\nincr n -5\ntouch k\ntouch k 30m\nif tag:team=a\nif tag:env\nif no-tag:x\n", "incr n 9223372036854775808", "touch k -1s", "touch k 1 2", "get a\nif tag:", "get a\nif tag:=x", "get a\nif no-tag:a=b",
+		`{"operations":[{"type":"INCREMENT","key":"n","delta":-2},{"type":"TOUCH","key":"k","ttl_seconds":60,"conditions":[{"if_tag_match":{"name":"a","value":""}},{"if_tag_present":"b"},{"if_tag_absent":"c"}]}]}`,
+		`{"operations":[{"type":"PUT","key":"n","text":"","delta":1}]}`, `{"operations":[{"type":"INCREMENT","key":"n","delta":1e30}]}`, `{"operations":[{"type":"GET","key":"n","conditions":[{"if_tag_match":null}]}]}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -35,12 +38,12 @@ func FuzzParseTxn(f *testing.F) {
 			t.Fatalf("%d operations", len(ops))
 		}
 		for _, op := range ops {
-			if !slices.Contains([]string{txnPut, txnDelete, txnGet, txnCheck}, op.Type) || validKey(op.Key) != nil || op.Options.TTL < 0 ||
+			if !slices.Contains([]string{txnPut, txnDelete, txnGet, txnCheck, txnTouch, txnIncrement}, op.Type) || validKey(op.Key) != nil || op.Options.TTL < 0 ||
 				op.Type == txnCheck && len(op.Options.Conditions) == 0 || op.Type != txnPut && op.Value != nil {
 				t.Fatalf("accepted %+v", op)
 			}
 			for _, c := range op.Options.Conditions {
-				if c.Kind != ifVersion && c.Kind != ifExists && c.Kind != ifAbsent && c.Kind != ifValue {
+				if !slices.Contains([]conditionKind{ifVersion, ifExists, ifAbsent, ifValue, ifTag, ifTagPresent, ifTagAbsent}, c.Kind) {
 					t.Fatalf("accepted %+v", op)
 				}
 			}

@@ -17,12 +17,14 @@ import (
 // item is a record in JSON: one line of import and export, one element of a listing. The value is "text"
 // when it is valid UTF-8, else base64 in "value".
 type item struct {
-	Key         string            `json:"key"`
-	Text        *string           `json:"text,omitempty"`
-	Value       *[]byte           `json:"value,omitempty"`
-	ContentType string            `json:"content_type,omitempty"`
-	Encoding    string            `json:"encoding,omitempty"`
-	Tags        map[string]string `json:"tags,omitempty"`
+	Key string `json:"key"`
+	// CommonPrefix: Key stands for all keys that begin with it. It is written, never read.
+	CommonPrefix bool              `json:"common_prefix,omitempty"`
+	Text         *string           `json:"text,omitempty"`
+	Value        *[]byte           `json:"value,omitempty"`
+	ContentType  string            `json:"content_type,omitempty"`
+	Encoding     string            `json:"encoding,omitempty"`
+	Tags         map[string]string `json:"tags,omitempty"`
 	// TTLSeconds is read, never written: ExpiresAt says the same and stays true.
 	TTLSeconds float64    `json:"ttl_seconds,omitempty"`
 	ExpiresAt  *time.Time `json:"expires_at,omitempty"`
@@ -34,6 +36,9 @@ type item struct {
 
 // newItem shows r. meta adds what a new store would give anew: version and times.
 func newItem(r *record, meta, keysOnly bool) item {
+	if r.CommonPrefix {
+		return item{Key: r.Key, CommonPrefix: true}
+	}
 	it := item{Key: r.Key, ContentType: r.ContentType, Encoding: r.Encoding, Tags: r.Tags, ExpiresAt: timePointer(r.ExpiresAt)}
 	if !keysOnly {
 		it.Text, it.Value = valueFields(r.Value)

@@ -25,6 +25,7 @@ const (
 func (a *app) listCmd() *cobra.Command {
 	var o listOptions
 	var read readFlags
+	var counts bool
 	c := &cobra.Command{
 		Use: "list [PREFIX]", Aliases: []string{"ls"}, Short: "List keys in order", Args: cobra.MaximumNArgs(1),
 		Long: `List keys in order of their bytes, all as of one moment. -o table shows the beginning of each value, -o json
@@ -32,6 +33,8 @@ and jsonl the whole, -o raw a line of key, TAB and value (with --keys-only: the 
 		Example: `  kvctl list user:
   kvctl list user: --limit 10 --reverse
   kvctl list --start user:a --end user:n --keys-only
+  kvctl list dir/ --delimiter /
+  kvctl list user: --count
   kvctl list -o jsonl | jq -r .key`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -44,11 +47,28 @@ and jsonl the whole, -o raw a line of key, TAB and value (with --keys-only: the 
 			if o.Read, err = read.options(cmd); err != nil {
 				return err
 			}
+			if counts {
+				if o.Delimiter != "" || o.Limit != 0 {
+					return usagef("--count takes neither --limit nor --delimiter")
+				}
+				return a.op(cmd.Context(), func(ctx context.Context, s store, _ func() string) error {
+					n, rev, err := s.Count(ctx, o)
+					if err != nil {
+						return err
+					}
+					if a.output == "json" || a.output == "jsonl" {
+						return a.writeJSON(map[string]any{"count": n, "revision": strconv.FormatUint(rev, 10)})
+					}
+					return a.printf("%d\n", n)
+				})
+			}
 			return a.with(cmd.Context(), func(s store) error { return a.list(cmd.Context(), s, o) })
 		},
 	}
 	read.add(c)
 	f := c.Flags()
+	f.BoolVar(&counts, "count", false, "print how many keys there are, not the keys")
+	f.StringVar(&o.Delimiter, "delimiter", "", "list one level: keys that have this text behind PREFIX are shown once, up to it")
 	f.IntVar(&o.Limit, "limit", 0, "at most this many keys; 0 means all")
 	f.BoolVar(&o.KeysOnly, "keys-only", false, "do not fetch the values")
 	f.BoolVar(&o.Reverse, "reverse", false, "last key first")
@@ -118,7 +138,13 @@ func (t *tableSink) add(r *record) error {
 	}
 	t.rows++
 	var err error
-	if t.keysOnly {
+	if r.CommonPrefix {
+		rest := "\t…\t\t\n" // as many cells as the others have: they would not be aligned else
+		if t.keysOnly {
+			rest = "\t…\n"
+		}
+		_, err = fmt.Fprintf(t.tw, "%s%s", cell(r.Key), rest)
+	} else if t.keysOnly {
 		_, err = fmt.Fprintf(t.tw, "%s\t%d\n", cell(r.Key), r.Version)
 	} else {
 		_, err = fmt.Fprintf(t.tw, "%s\t%d\t%d\t%s\n", cell(r.Key), r.Version, len(r.Value), valueCell(r.Value))
@@ -209,7 +235,7 @@ func (s *rawSink) add(r *record) error {
 	if _, err := s.w.WriteString(r.Key); err != nil {
 		return err
 	}
-	if !s.keysOnly {
+	if !s.keysOnly && !r.CommonPrefix {
 		if err := s.w.WriteByte('\t'); err != nil {
 			return err
 		}

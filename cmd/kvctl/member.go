@@ -29,6 +29,9 @@ type adminRequest struct {
 	Incarnation string `json:"incarnation,omitempty"`
 	With        string `json:"with,omitempty"`
 	Priority    *int   `json:"priority,omitempty"`
+	// Namespace and Settings belong to the actions that begin with namespace_.
+	Namespace string             `json:"namespace,omitempty"`
+	Settings  *namespaceSettings `json:"settings,omitempty"`
 }
 
 // membership is what kvctl shows of the answer; the server may say more.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,9 @@ func (a *app) putCmd() *cobra.Command {
 			if cmd.Flags().Changed("ttl") && o.TTL < time.Millisecond {
 				return usagef("--ttl is %v: it must be at least 1ms", o.TTL)
 			}
+			if _, ok := compressions[o.Compress]; !ok && o.Compress != "" {
+				return usagef("unknown --compress %q: use none, s2, zstd or lz4", o.Compress)
+			}
 			var value []byte
 			switch {
 			case file != "":
@@ -71,6 +75,7 @@ func (a *app) putCmd() *cobra.Command {
 	f.DurationVar(&o.TTL, "ttl", 0, "let the key expire after this time, such as 30m")
 	f.StringVar(&o.ContentType, "content-type", "", "kept with the value")
 	f.StringVar(&o.Encoding, "encoding", "", "kept with the value, such as gzip")
+	f.StringVar(&o.Compress, "compress", "", "how the store keeps it: s2, zstd, lz4 or none (default: as the namespace says); it is given back as it came")
 	f.StringArrayVar(&tags, "tag", nil, "NAME=VALUE kept with the value; may be repeated")
 	conds.add(c, true)
 	return c
@@ -92,6 +97,7 @@ type conditionFlags struct {
 	version        uint64
 	exists, absent bool
 	value          string
+	tags, noTags   []string
 }
 
 func (f *conditionFlags) add(c *cobra.Command, absent bool) {
@@ -99,6 +105,8 @@ func (f *conditionFlags) add(c *cobra.Command, absent bool) {
 	fl.Uint64Var(&f.version, "if-version", 0, "only if the key has this version")
 	fl.BoolVar(&f.exists, "if-exists", false, "only if the key exists")
 	fl.StringVar(&f.value, "if-value", "", "only if the key has this value")
+	fl.StringArrayVar(&f.tags, "if-tag", nil, "only if the key has this tag: NAME=VALUE, or NAME with any value; may be repeated")
+	fl.StringArrayVar(&f.noTags, "if-no-tag", nil, "only if the key exists without this tag; may be repeated")
 	if absent {
 		fl.BoolVar(&f.absent, "if-absent", false, "only if the key does not exist")
 	}
@@ -118,10 +126,24 @@ func (f *conditionFlags) conditions(c *cobra.Command) ([]condition, error) {
 	if c.Flags().Changed("if-value") {
 		out = append(out, condition{Kind: ifValue, Value: []byte(f.value)})
 	}
+	for _, t := range f.tags {
+		out = append(out, tagCondition(t))
+	}
+	for _, t := range f.noTags {
+		out = append(out, condition{Kind: ifTagAbsent, Tag: t})
+	}
 	if f.absent && len(out) > 1 {
 		return nil, usagef("--if-absent contradicts the other conditions")
 	}
 	return out, nil
+}
+
+// tagCondition reads NAME=VALUE, or NAME.
+func tagCondition(s string) condition {
+	if name, value, ok := strings.Cut(s, "="); ok {
+		return condition{Kind: ifTag, Tag: name, Value: []byte(value)}
+	}
+	return condition{Kind: ifTagPresent, Tag: s}
 }
 
 // readFile reads a value from a file.

@@ -38,7 +38,7 @@ func real(t *testing.T, endpoint, stdin string, args ...string) (code int, stdou
 	t.Helper()
 	var out, errs bytes.Buffer
 	a := &app{in: strings.NewReader(stdin), out: &out, err: &errs, getenv: func(string) string { return "" }, now: time.Now, open: openClient}
-	code = a.run(t.Context(), append(args, "--endpoints", endpoint))
+	code = a.run(t.Context(), append([]string{"--endpoints", endpoint}, args...)) // in front: behind -- it would be an argument
 	return code, out.String(), errs.String()
 }
 
@@ -77,7 +77,7 @@ func TestReal_EveryVerb_AgainstANode(t *testing.T) {
 		{"delete t/1", "", 4, "", "(nil)"},
 		{"status", "", 0, "quorum 1/1", ""},
 		{"status -o json", "", 0, `"leader_id"`, ""},
-		{"get hello --namespace nowhere", "", 1, "", "namespace"},
+		{"get hello --namespace nowhere", "", 4, "", "namespace"},
 	} {
 		code, out, errs := real(t, endpoint, c.stdin, strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(out, c.out) || !strings.Contains(errs, c.errs) {
@@ -150,7 +150,7 @@ func TestSorted_ClientSentinels(t *testing.T) {
 		client.ErrTimeout:         kindTimeout,
 		context.DeadlineExceeded:  kindTimeout,
 		client.ErrTooLarge:        kindFailed,
-		fmt.Errorf("cannot do: %w", client.ErrNoNamespace):             kindFailed,
+		fmt.Errorf("cannot do: %w", client.ErrNoNamespace):             kindNoNamespace,
 		errors.Join(client.ErrMaybeApplied, client.ErrConditionFailed): kindUnknown,
 	} {
 		if got := sorted([]string{"x:1"}, err); !isKind(got, want) || !errors.Is(got, err) {

@@ -25,8 +25,9 @@ func (a *app) txnCmd() *cobra.Command {
 		Use: "txn", Short: "Do several operations, or none", Args: exactArgs(),
 		Long: `Do all operations if all conditions hold, else none (exit code 4). stdin or --file holds JSON as for REST:
 
-  {"operations":[{"type":"PUT|DELETE|GET|CHECK","key":"…","value":"base64","text":"…","ttl_seconds":60,
-    "conditions":[{"if_version_match":"5"},{"if_exists":true},{"if_not_exists":true},{"if_value_match":"base64"}]}]}
+  {"operations":[{"type":"PUT|DELETE|GET|CHECK|TOUCH|INCREMENT","key":"…","value":"base64","text":"…","ttl_seconds":60,
+    "delta":1,"conditions":[{"if_version_match":"5"},{"if_exists":true},{"if_not_exists":true},{"if_value_match":"base64"},
+    {"if_tag_match":{"name":"…","value":"…"}},{"if_tag_present":"…"},{"if_tag_absent":"…"}]}]}
 
 or lines; a key or value with spaces stands in double quotes, and conditions bind to the operation above them:
 
@@ -34,7 +35,9 @@ or lines; a key or value with spaces stands in double quotes, and conditions bin
   delete KEY
   get KEY
   check KEY
-  if version=N | if exists | if absent | if value=TEXT`,
+  touch KEY [TTL]       such as 30m; without one it never expires
+  incr KEY [DELTA]
+  if version=N | if exists | if absent | if value=TEXT | if tag:NAME=VALUE | if tag:NAME | if no-tag:NAME`,
 		Example: `  kvctl txn --file transfer.json
   printf 'put account:1 90\nif version=44040192\nput account:2 110\n' | kvctl txn`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -105,6 +108,7 @@ type jsonTxn struct {
 type jsonTxnOp struct {
 	Type string `json:"type"`
 	item
+	Delta      *int64          `json:"delta"`
 	Conditions []jsonCondition `json:"conditions"`
 }
 
@@ -113,6 +117,12 @@ type jsonCondition struct {
 	Exists    bool         `json:"if_exists"`
 	NotExists bool         `json:"if_not_exists"`
 	Value     *[]byte      `json:"if_value_match"`
+	Tag       *struct {
+		Name  string `json:"name"`
+		Value string `json:"value"`
+	} `json:"if_tag_match"`
+	TagPresent *string `json:"if_tag_present"`
+	TagAbsent  *string `json:"if_tag_absent"`
 }
 
 // jsonVersion takes "5" and 5.
@@ -158,12 +168,30 @@ func (j *jsonTxnOp) op() (op txnOp, err error) {
 			return op, errors.New(`"expires_at" has passed`)
 		}
 		op.Options = putOptions{TTL: ttl, ContentType: j.ContentType, Encoding: j.Encoding, Tags: j.Tags}
+	case txnTouch, txnIncrement:
+		if _, err := j.bytes(); !errors.Is(err, errNoValue) {
+			return op, fmt.Errorf("a %s takes no value", op.Type)
+		}
+		ttl, gone, err := j.ttl(time.Now())
+		if err != nil {
+			return op, err
+		}
+		if gone {
+			return op, errors.New(`"expires_at" has passed`)
+		}
+		op.Options.TTL, op.Delta = ttl, 1
+		if j.Delta != nil {
+			op.Delta = *j.Delta
+		}
 	case txnDelete, txnGet, txnCheck:
 		if _, err := j.bytes(); !errors.Is(err, errNoValue) {
 			return op, fmt.Errorf("a %s takes no value", op.Type)
 		}
 	default:
-		return op, fmt.Errorf("unknown type %q: use PUT, DELETE, GET or CHECK", j.Type)
+		return op, fmt.Errorf("unknown type %q: use PUT, DELETE, GET, CHECK, TOUCH or INCREMENT", j.Type)
+	}
+	if j.Delta != nil && op.Type != txnIncrement {
+		return op, fmt.Errorf("a %s takes no delta", op.Type)
 	}
 	for _, c := range j.Conditions {
 		n := len(op.Options.Conditions)
@@ -180,8 +208,17 @@ func (j *jsonTxnOp) op() (op txnOp, err error) {
 		if c.Value != nil {
 			add(condition{Kind: ifValue, Value: *c.Value})
 		}
+		if c.Tag != nil {
+			add(condition{Kind: ifTag, Tag: c.Tag.Name, Value: []byte(c.Tag.Value)})
+		}
+		if c.TagPresent != nil {
+			add(condition{Kind: ifTagPresent, Tag: *c.TagPresent})
+		}
+		if c.TagAbsent != nil {
+			add(condition{Kind: ifTagAbsent, Tag: *c.TagAbsent})
+		}
 		if len(op.Options.Conditions) != n+1 {
-			return op, errors.New("a condition holds exactly one of if_version_match, if_exists, if_not_exists and if_value_match")
+			return op, errors.New("a condition holds exactly one of if_version_match, if_exists, if_not_exists, if_value_match, if_tag_match, if_tag_present and if_tag_absent")
 		}
 	}
 	return op, nil
@@ -211,7 +248,7 @@ func addTxnLine(ops []txnOp, words []string) ([]txnOp, error) {
 			return nil, errors.New("a condition binds to the operation above it, and there is none")
 		}
 		if len(rest) != 1 {
-			return nil, errors.New("if takes one condition: version=N, exists, absent or value=TEXT")
+			return nil, errors.New("if takes one condition: " + conditionForms)
 		}
 		c, err := parseCondition(rest[0])
 		last := &ops[len(ops)-1].Options
@@ -224,9 +261,11 @@ func addTxnLine(ops []txnOp, words []string) ([]txnOp, error) {
 		return append(ops, txnOp{Type: txnPut, Key: rest[0], Value: []byte(rest[1])}), nil
 	case "DEL":
 		verb = txnDelete
+	case "INCR", txnIncrement, txnTouch:
+		return addTxnChange(ops, verb, rest)
 	case txnDelete, txnGet, txnCheck:
 	default:
-		return nil, fmt.Errorf("unknown operation %q: use put, delete, get, check or if", words[0])
+		return nil, fmt.Errorf("unknown operation %q: use put, delete, get, check, touch, incr or if", words[0])
 	}
 	if len(rest) != 1 {
 		return nil, fmt.Errorf("%s takes a key", strings.ToLower(verb))
@@ -234,7 +273,48 @@ func addTxnLine(ops []txnOp, words []string) ([]txnOp, error) {
 	return append(ops, txnOp{Type: verb, Key: rest[0]}), nil
 }
 
+// addTxnChange adds a touch or an increment.
+func addTxnChange(ops []txnOp, verb string, rest []string) (_ []txnOp, err error) {
+	op := txnOp{Type: verb, Delta: 1}
+	if len(rest) < 1 || len(rest) > 2 {
+		return nil, fmt.Errorf("%s takes a key, and perhaps a number or a time", strings.ToLower(verb))
+	}
+	op.Key = rest[0]
+	if verb == txnTouch {
+		op.Delta = 0
+		if len(rest) == 2 {
+			op.Options.TTL, err = parseTTL(rest[1])
+		}
+		return append(ops, op), err
+	}
+	op.Type = txnIncrement
+	if len(rest) == 2 {
+		if op.Delta, err = strconv.ParseInt(rest[1], 10, 64); err != nil {
+			err = fmt.Errorf("%q is no whole number of 64 bits", rest[1])
+		}
+	}
+	return append(ops, op), err
+}
+
+// parseTTL reads a time to live.
+func parseTTL(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < time.Millisecond {
+		return 0, fmt.Errorf("%q is no time to live: it is 1ms or more, such as 30m", s)
+	}
+	return d, nil
+}
+
+// conditionForms are what parseCondition reads.
+const conditionForms = "version=N, exists, absent, value=TEXT, tag:NAME=VALUE, tag:NAME or no-tag:NAME"
+
 func parseCondition(s string) (condition, error) {
+	if tag, ok := strings.CutPrefix(s, "tag:"); ok {
+		return tagCondition(tag), nil
+	}
+	if tag, ok := strings.CutPrefix(s, "no-tag:"); ok {
+		return condition{Kind: ifTagAbsent, Tag: tag}, nil
+	}
 	name, value, _ := strings.Cut(s, "=")
 	switch name {
 	case "exists":
@@ -250,7 +330,7 @@ func parseCondition(s string) (condition, error) {
 		}
 		return condition{Kind: ifVersion, Version: n}, nil
 	}
-	return condition{}, fmt.Errorf("unknown condition %q: use version=N, exists, absent or value=TEXT", s)
+	return condition{}, fmt.Errorf("unknown condition %q: use %s", s, conditionForms)
 }
 
 // splitWords splits a line at spaces; a word in double quotes is read as a Go string.
@@ -323,6 +403,10 @@ func (a *app) writeTxnJSON(ops []txnOp, res *txnResult) error {
 				}
 			case txnDelete:
 				r["deleted"] = res.Results[i].Found
+			case txnTouch:
+				r["found"] = res.Results[i].Found
+			case txnIncrement:
+				r["counter"] = res.Results[i].Counter
 			}
 			var b bytes.Buffer
 			enc := json.NewEncoder(&b)
@@ -351,8 +435,10 @@ func (a *app) writeTxnTable(ops []txnOp, res *txnResult, took string) error {
 			err = a.printf("GET %s → %s\n", cell(ops[i].Key), valueCell(r.Record.Value))
 		case ops[i].Type == txnGet:
 			err = a.printf("GET %s → (nil)\n", cell(ops[i].Key))
-		case ops[i].Type == txnDelete && !r.Found:
-			err = a.printf("DELETE %s → (nil)\n", cell(ops[i].Key))
+		case ops[i].Type == txnIncrement:
+			err = a.printf("INCREMENT %s → %d\n", cell(ops[i].Key), r.Counter)
+		case (ops[i].Type == txnDelete || ops[i].Type == txnTouch) && !r.Found:
+			err = a.printf("%s %s → (nil)\n", ops[i].Type, cell(ops[i].Key))
 		default:
 			err = a.printf("%s %s → OK\n", ops[i].Type, cell(ops[i].Key))
 		}

@@ -31,6 +31,15 @@ func sampleStore() *fakeStore {
 	return s
 }
 
+var sampleEvents = []event{
+	{Kind: "put", Revision: 44040192, Last: true, Record: record{Key: "user:1", Value: []byte("Ada"), Version: 44040192, CreatedAt: testNow, UpdatedAt: testNow}},
+	{Kind: "put", Revision: 44040193, Record: record{Key: "user:é\t", Value: []byte("after é"), Version: 44040193}, Previous: &record{Key: "user:é\t", Value: []byte("before"), Version: 7}},
+	{Kind: "delete", Revision: 44040194, Last: true, Record: record{Key: "user:2"}, PreviousLost: true},
+	{Kind: "expire", Revision: 45088768, Last: true, Record: record{Key: "user:3"}},
+}
+
+const sampleNamespaces = `{"namespaces":[{"name":"app","id":2,"state":"active","created_at":"2026-01-02T03:04:05Z","keys":12,"bytes":3456,"settings":{"bytes_max":1073741824,"keys_max":10,"ops_per_second":0,"watches_max":0,"compress":"none"}}]}`
+
 const sampleStatus = `{"cluster_id":"8f3a","node_id":"n1","is_leader":false,"leader_id":"n2","term":7,"applied_index":9120331,"revision":"9563300000000","state_digest":"ab12","lease":{"held":false,"mode":"lease"},"nodes":[` +
 	`{"id":"n1","role":"voter","state":"ok","raft_address":"10.0.1.10:7000","address":"10.0.1.10:7001","applied_index":9120331,"lag":0,"version":"v1.0.0"},` +
 	`{"id":"n2","role":"voter","state":"ok","raft_address":"10.0.1.11:7000","address":"10.0.1.11:7001","applied_index":9120331,"lag":0,"version":"v1.0.0"},` +
@@ -54,12 +63,23 @@ func TestVerbs_OutputsAndExitCodes_Golden(t *testing.T) {
 		{args: "txn", stdin: `{"operations":[{"type":"PUT","key":"a","text":"1","conditions":[{"if_exists":true}]},{"type":"GET","key":"hello"}]}`},
 		{args: "txn -o json", stdin: `{"operations":[{"type":"delete","key":"hello","conditions":[{"if_version_match":"9"}]}]}`},
 		{args: "txn -o raw", stdin: "get hello\nput q 1"},
+		{args: "put hello x --if-tag team=a"}, {args: "put user:1 x --if-tag team=a --if-no-tag other --compress zstd"},
+		{args: "touch user:2"}, {args: "touch user:2 --ttl 1m -o json"}, {args: "touch nope"}, {args: "incr n"}, {args: "incr n 5 -o json"}, {args: "incr n -- -3"}, {args: "incr hello"},
+		{args: "list user: --count"}, {args: "list --count -o json"},
+		{args: "txn", stdin: "incr n 5\ntouch user:2 1m\ntouch nope\nif absent"}, {args: "txn", stdin: "incr n 5\ntouch user:2 1m\ntouch nope\nput user:1 x\nif tag:team=a\nif tag:env\nif no-tag:other"},
+		{args: "txn -o json", stdin: `{"operations":[{"type":"INCREMENT","key":"n","delta":-2},{"type":"TOUCH","key":"user:2","ttl_seconds":60,"conditions":[{"if_exists":true}]},{"type":"CHECK","key":"user:1","conditions":[{"if_tag_match":{"name":"team","value":"a"}},{"if_tag_absent":"x"}]}]}`},
+		{args: "watch user: -n 4"}, {args: "watch -n 4 -o jsonl --after 7"}, {args: "watch -n 4 -o raw"}, {args: "watch -n 9"},
+		{args: "namespace list"}, {args: "namespace create app --keys 10 --bytes 1GiB"}, {args: "namespace set app --compress zstd"}, {args: "namespace drop app --yes"}, {args: "namespace describe app -o json"},
 		{args: "status"}, {args: "status -o json"},
 		{args: "export user:"}, {args: "export --meta --start z"},
 		{args: "import -", stdin: `{"key":"i","text":"1"}` + "\n"}, {args: "import - -o json", stdin: `{"key":"i","text":"1"}`},
 	} {
 		s := sampleStore()
 		s.status = sampleStatus
+		s.events, s.watchEnd = sampleEvents, &storeError{kind: kindCompacted, err: errors.New("gone")}
+		if strings.HasPrefix(c.args, "namespace") {
+			s.members = sampleNamespaces
+		}
 		code, out, errs := cli(t, s, c.stdin, strings.Fields(c.args)...)
 		fmt.Fprintf(&b, "$ kvctl %s\n%s", c.args, out)
 		if out != "" && !strings.HasSuffix(out, "\n") {
@@ -92,6 +112,9 @@ func TestFailures_ExitCodesAndMessages_Golden(t *testing.T) {
 		{kindDenied, 5, "denied"},
 		{kindTimeout, 6, "--timeout"},
 		{kindUnhealthy, 7, "kvctl status"},
+		{kindNoNamespace, 4, "kvctl namespace list"},
+		{kindExists, 4, "went wrong"},
+		{kindQuota, 1, "went wrong"},
 	} {
 		s := sampleStore()
 		s.fail = func(string, string) error { return &storeError{kind: c.kind, err: errors.New("went wrong")} }
@@ -110,6 +133,10 @@ func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
 		{"put", strings.Repeat("k", 1025), "b"}, {"put", "a", "b", "--tag", "novalue"}, {"put", "a", "b", "--ttl", "0s"}, {"put", "a", "b", "--ttl", "soon"},
 		{"put", "a", "b", "--if-absent", "--if-exists"}, {"get"}, {"get", "a", "b"}, {"get", "a", "-o", "yaml"}, {"get", "a", "--timeout", "-1s"},
 		{"get", "a", "--endpoints", "nohost"}, {"list", "a", "b"}, {"list", "--limit", "-1"}, {"status", "x"}, {"import"}, {"import", "-", "--concurrency", "0"}, {"txn", "x"},
+		{"touch"}, {"touch", "a", "b"}, {"touch", "a", "--ttl", "0s"}, {"incr"}, {"incr", "a", "one"}, {"incr", "a", "99999999999999999999"}, {"incr", "a", "--ttl", "1us"}, {"put", "a", "b", "--compress", "gzip"},
+		{"list", "--count", "--limit", "1"}, {"list", "--count", "--delimiter", "/"}, {"watch", "a", "b"}, {"watch", "a", "--key", "b"}, {"watch", "--key", ""}, {"watch", "--only", "puts"}, {"watch", "-n", "-1"},
+		{"watch", "--from-start", "--after", "5"}, {"namespace"}, {"namespace", "fly"}, {"namespace", "create"}, {"namespace", "create", "a b"}, {"namespace", "create", "a", "--bytes", "much"}, {"namespace", "create", "a", "--compress", "gzip"},
+		{"namespace", "drop", "a"}, {"namespace", "set", "a"},
 	} {
 		s := newFakeStore()
 		code, _, errs := cli(t, s, "", args...)
@@ -120,7 +147,7 @@ func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
 			t.Errorf("%q reached the store", args)
 		}
 	}
-	for _, text := range []string{"", "put a", "fly a", "if exists", "put a 1\nif never", "get a\nif version=x", "check a", `put "a 1`, `{"operations":[]}`, `{"operations":[{"type":"FLY","key":"a"}]}`,
+	for _, text := range []string{"", "put a", "fly a", "if exists", "put a 1\nif never", "get a\nif version=x", "check a", "incr a b", "incr", "touch a soon", "touch a 1m x", `{"operations":[{"type":"PUT","key":"a","text":"x","delta":1}]}`, `{"operations":[{"type":"TOUCH","key":"a","text":"x"}]}`, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_tag_present":"t","if_exists":true}]}]}`, `put "a 1`, `{"operations":[]}`, `{"operations":[{"type":"FLY","key":"a"}]}`,
 		`{"operations":[{"type":"PUT","key":"a"}]}`, `{"operations":[{"type":"PUT","key":"a","text":"x","value":"eA=="}]}`, `{"operations":[{"type":"GET","key":"a","text":"x"}]}`,
 		`{"operations":[{"type":"GET","key":""}]}`, `{"operations":[{"type":"GET","key":"a","odd":1}]}`, `{"operations":[{"type":"GET","key":"a","conditions":[{}]}]}`,
 		`{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":true,"if_not_exists":true}]}]}`, `{"operations":[{"type":"GET","key":"a"}]} {}`} {
