@@ -25,6 +25,11 @@
 // between sending and answer, or the session expired meanwhile. Writes without a session, and administrative
 // requests, end with it as soon as an answer is surely lost.
 //
+// Watch follows changes: each event once and in order, from now or behind a revision. It goes on by itself behind the
+// last event where connections and nodes fail, and says ErrCompacted only when no node keeps what follows. List goes
+// through a listing of one revision, sent ahead of the caller within a credit. Increment counts exactly once; namespaces
+// are managed by CreateNamespace and its kin.
+//
 // An operation is bounded by its context's deadline or, without one, by WithTimeout, over all attempts. When
 // a context ends, the operation returns at once; neither the key, the value nor the destination that the
 // caller passed is touched after that.

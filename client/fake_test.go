@@ -771,6 +771,7 @@ var allSentinels = map[string]error{
 	"ErrNoNamespace": ErrNoNamespace, "ErrDenied": ErrDenied, "ErrUnauthenticated": ErrUnauthenticated, "ErrUnavailable": ErrUnavailable,
 	"ErrBusy": ErrBusy, "ErrDiskFull": ErrDiskFull, "ErrTooManySessions": ErrTooManySessions, "ErrTimeout": ErrTimeout, "ErrClosed": ErrClosed,
 	"ErrProtocol": ErrProtocol, "ErrInternal": ErrInternal,
+	"ErrQuota": ErrQuota, "ErrTooMany": ErrTooMany, "ErrNamespaceExists": ErrNamespaceExists, "ErrNotANumber": ErrNotANumber, "ErrLimited": ErrLimited,
 }
 
 // matches checks that err matches exactly the given sentinels.

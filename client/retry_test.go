@@ -249,7 +249,7 @@ func TestBusy_RetryAfter_IsHonoured(t *testing.T) {
 	})
 	start := time.Now()
 	_, err := c.Put(bg, "k", nil)
-	matches(t, err, ErrBusy, ErrNotApplied)
+	matches(t, err, ErrBusy, ErrLimited, ErrNotApplied)
 	var e *Error
 	if errors.As(err, &e); e.RetryAfter != time.Minute || time.Since(start) > 9*time.Second {
 		t.Fatalf("%+v after %v", e, time.Since(start))

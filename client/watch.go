@@ -429,6 +429,8 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 	c := w.c
 	cl := newCall(wire.OpWatch, "", wantPayload)
 	cl.anyNode, cl.spread, cl.at = true, at == nil, at
+	c.steer(cl)
+	cl.deadline = forever // ctx bounds the attempt
 	if at != nil {
 		// Made here, so that a node that was not asked yet is waited for.
 		if _, err := at.pick().get(ctx, cl, forever); err != nil {
@@ -436,8 +438,6 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 			return err, true, 0
 		}
 	}
-	c.steer(cl)
-	cl.deadline = forever
 	req := w.base
 	if w.begun || req.Flags&wire.WatchFromNow == 0 {
 		req.Flags &^= wire.WatchFromNow
