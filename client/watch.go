@@ -364,7 +364,7 @@ func (w *Watch) final(cl *call, err error) bool {
 // refused for good. The error is Next's.
 func (w *Watch) open(ctx context.Context) error {
 	for n := 0; ; n++ {
-		err, again, pause := w.attempt(ctx, nil)
+		again, pause, err := w.attempt(ctx, nil)
 		switch {
 		case err == nil:
 			return nil
@@ -409,7 +409,7 @@ func (w *Watch) openElsewhere(ctx context.Context, from *node, compacted error) 
 		if n == from || ctx.Err() != nil {
 			continue
 		}
-		if err, _, _ := w.attempt(ctx, n); err == nil {
+		if _, _, err := w.attempt(ctx, n); err == nil {
 			return nil
 		}
 	}
@@ -421,7 +421,7 @@ func (w *Watch) openElsewhere(ctx context.Context, from *node, compacted error) 
 const attemptTimeout = 10 * time.Second
 
 // attempt asks one node: at, or any. again: another attempt may succeed, after the pause at the earliest.
-func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, pause time.Duration) {
+func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	stop := context.AfterFunc(w.ctx, cancel)
@@ -435,7 +435,7 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 		// Made here, so that a node that was not asked yet is waited for.
 		if _, err := at.pick().get(ctx, cl, forever); err != nil {
 			cl.release()
-			return err, true, 0
+			return true, 0, err
 		}
 	}
 	req := w.base
@@ -459,11 +459,11 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 		again := cl.res.stop == nil || errors.Is(cl.res.stop, context.DeadlineExceeded)
 		cl.release()
 		w.feed = feed{}
-		return err, again, 0
+		return again, 0, err
 	}
 	if cl.cn.ack.Features&wire.FeatureWatch == 0 {
 		w.feed.end()
-		return &Error{Op: wire.OpWatch.String(), Message: "the server has no watches", kind: ErrUnsupported}, false, 0
+		return false, 0, &Error{Op: wire.OpWatch.String(), Message: "the server has no watches", kind: ErrUnsupported}
 	}
 	select {
 	case <-cl.stream.ready:
@@ -471,7 +471,7 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 		w.feed.ended = true
 	case <-ctx.Done():
 		w.feed.end()
-		return w.stopped(ctx.Err()), true, 0
+		return true, 0, w.stopped(ctx.Err())
 	}
 	fr, ok := w.feed.next()
 	if !ok {
@@ -484,14 +484,14 @@ func (w *Watch) attempt(ctx context.Context, at *node) (err error, again bool, p
 			pause = f.retryAfter
 		}
 		w.feed.end()
-		return err, again, pause
+		return again, pause, err
 	}
 	if err := w.first(fr); err != nil {
 		cl.cn.kill(fmt.Errorf("%w: %w", ErrProtocol, err))
 		w.feed.end()
-		return &Error{Op: wire.OpWatch.String(), Message: err.Error(), kind: ErrProtocol}, false, 0
+		return false, 0, &Error{Op: wire.OpWatch.String(), Message: err.Error(), kind: ErrProtocol}
 	}
-	return nil, false, 0
+	return false, 0, nil
 }
 
 // first takes the first frame of a stream: it says which history the revisions are of, and where the watch begins.

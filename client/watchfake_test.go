@@ -32,7 +32,6 @@ type fakeFeed struct {
 	credit map[fakeStream]int64
 	ended  map[fakeStream]bool
 	begun  []int // watches by server
-	over   int   // frames that were sent without credit; none is right
 	wake   sync.Cond
 }
 

@@ -34,6 +34,8 @@ type ServiceOptions struct {
 	StreamsMax int
 	// StreamSenders is the number of goroutines that send for them. Default one for each processor, 4 at least.
 	StreamSenders int
+	// WatchAlone is for how long a node that knows no leader goes on with its watches. Default 4 s.
+	WatchAlone time.Duration
 }
 
 // Service executes requests for all doors. It implements the handler that netloop declares and the
@@ -75,7 +77,7 @@ func newService(o ServiceOptions, shard *Shard, info *nodeInfo) *Service {
 	s.follower = newFollowerReads(s, o.FollowerReadTimeout)
 	s.board, s.admin = newBoard(s), newAdmin(s)
 	s.limits, s.newcomers = shard.limits, newNewcomers(s)
-	s.streams = newStreams(s, shard.feed, o.StreamsMax, o.StreamSenders)
+	s.streams = newStreams(s, shard.feed, o.StreamsMax, o.StreamSenders, o.WatchAlone)
 	return s
 }
 

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"kvstore/feed"
 	"kvstore/wire"
@@ -32,8 +34,10 @@ type streams struct {
 	queue  streamQueue
 	timers streamTimers
 	wg     sync.WaitGroup // senders, and the timers' goroutine
+	leader loop           // lookForLeader
 
 	counts streamCounts
+	alone  atomic.Bool // no leader has been known for too long: watches are for other nodes
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -127,7 +131,7 @@ type streamCounts struct {
 	ended                                             [256]atomic.Uint64 // by status
 }
 
-func newStreams(s *Service, source changeFeed, most, senders int) *streams {
+func newStreams(s *Service, source changeFeed, most, senders int, alone time.Duration) *streams {
 	if most <= 0 {
 		most = streamsMaxDefault
 	}
@@ -141,6 +145,12 @@ func newStreams(s *Service, source changeFeed, most, senders int) *streams {
 		t.wg.Go(t.send) // owned by t; ends when close closes the queue
 	}
 	t.wg.Go(t.timers.run) // owned by t; ends when close stops the timers
+	if alone == 0 {
+		alone = watchAloneDefault
+	}
+	if s.shard.group != nil {
+		t.leader.begin(func(ctx context.Context) { t.lookForLeader(ctx, alone) })
+	}
 	return t
 }
 
@@ -375,21 +385,18 @@ func (t *streams) drain() {
 		return
 	}
 	t.draining = true
-	var all []*stream
-	for _, c := range t.conns {
-		all = c.all(all)
-	}
 	if t.count == 0 {
 		close(t.idle)
 	}
 	t.mu.Unlock()
-	for _, st := range all {
+	for _, st := range t.all() {
 		st.endWith(&wire.Refusal{Status: wire.StatusDraining})
 	}
 }
 
 // close ends all streams, waits until each has its final answer, and stops the senders.
 func (t *streams) close() {
+	t.leader.stop()
 	t.drain()
 	<-t.idle
 	t.timers.stop()

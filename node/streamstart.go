@@ -79,6 +79,10 @@ func (s *Service) startWatch(c wire.Completer, ns uint32, r *wire.Request, way r
 		refuse(c, r.Token(), s.shard.notServing())
 		return
 	}
+	if t.alone.Load() {
+		refuse(c, r.Token(), noLeader)
+		return
+	}
 	var q wire.WatchRequest
 	if ref := wire.DecodeWatchRequest(r.Payload, &q); ref != nil {
 		refuse(c, r.Token(), ref)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"kvstore/wire"
 )
@@ -407,4 +408,46 @@ func TestStream_Call_FramesInOrderUntilItLeaves(t *testing.T) {
 		t.Errorf("its caller's end gave %s", a.Status)
 	}
 	quietStreams(t, n)
+}
+
+// Goal: a node that is cut off from the others does not go on telling that nothing happens: its watches end, so that
+// clients watch elsewhere, and begin again once there is a leader.
+func TestWatch_NodeWithoutLeader_EndsItsWatches(t *testing.T) {
+	slow(t)
+	c := newCluster(t, 3, func(o *Options) { o.Service.WatchAlone = 300 * time.Millisecond })
+	c.start(c.ids...)
+	leader, others := c.leader()
+	n := others[0]
+	p := dialStreams(t, n, 0)
+	p.watch(1, &wire.WatchRequest{Flags: wire.WatchFromNow, ProgressMs: wire.ProgressMsMin})
+	if f := p.read(); !f.more() {
+		t.Fatalf("%s %s", f.Status(), f.payload)
+	}
+	after := leader.shard.engine.Applied().Revision
+	c.stop(leader.info.NodeID)
+	c.stop(others[1].info.NodeID)
+	for {
+		if f := p.read(); !f.more() {
+			if f.Status() != wire.StatusNoLeader {
+				t.Fatalf("it ended with %s %s", f.Status(), f.payload)
+			}
+			break
+		}
+	}
+	p.watch(2, &wire.WatchRequest{After: after})
+	if f := p.read(); f.more() || f.Status() != wire.StatusNoLeader {
+		t.Fatalf("a watch at a node without a leader: %s", f.Status())
+	}
+	c.start(others[1].info.NodeID)
+	for id := uint32(3); ; id++ {
+		p.watch(id, &wire.WatchRequest{After: after})
+		f := p.read()
+		if f.more() {
+			return
+		}
+		if f.Status() != wire.StatusNoLeader {
+			t.Fatalf("a watch once there is a leader: %s %s", f.Status(), f.payload)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }

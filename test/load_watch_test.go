@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kvstore/client"
+	"kvstore/internal/testcluster"
 )
 
 // The watches: callers put, delete, let expire and write in transactions; watchers of overlapping ranges follow, from
@@ -100,7 +101,6 @@ type watchLoad struct {
 	stop     context.CancelFunc // of the watchers
 	stopped  context.Context
 	watching sync.WaitGroup
-	ended    atomic.Int64 // version of watchEnd, once it is written
 
 	done, unknown, told atomic.Int64
 	compacted           atomic.Int64
@@ -327,8 +327,8 @@ func (w *watcher) run(l *watchLoad, c *client.Client, first *client.Watch, rng *
 	}
 }
 
-// missed notes that the watcher can't be told of what followed at, and begins anew from now. Where no node has lost its
-// state this must not happen: nobody is slow, and a node that comes back has kept its feed.
+// missed notes that the watcher can't be told of what followed at, and begins anew from now. Where no node got
+// its state from another one this must not happen: nobody is slow, and a node that comes back has kept its feed.
 func (w *watcher) missed(l *watchLoad, c *client.Client, at client.Version) *client.Watch {
 	l.compacted.Add(1)
 	if !l.r.mayCompact() {
@@ -345,9 +345,10 @@ func (w *watcher) missed(l *watchLoad, c *client.Client, at client.Version) *cli
 	return nil
 }
 
-// mayCompact tells whether nodes get their state from others in this scene: their feeds begin there.
+// mayCompact tells whether a node has got its state from another one, as those do that were away for longer than the log
+// is kept: its feed begins there.
 func (r *faultRun) mayCompact() bool {
-	return r.scene.name == "Damage" || r.scene.name == "Members" || r.scene.name == "Crashes"
+	return slices.ContainsFunc(r.c.Nodes(), func(n *testcluster.Node) bool { return strings.Contains(n.Output(), "a snapshot is installed") })
 }
 
 func (l *watchLoad) verify(r *faultRun) {
