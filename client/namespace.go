@@ -88,6 +88,9 @@ func (c *Client) oneNamespace(ctx context.Context, action, name string, s *Names
 			return n, nil
 		}
 	}
+	if s != nil {
+		return Namespace{Name: name, Settings: *s}, nil // done, and dropped by somebody before the answer was made
+	}
 	return Namespace{}, &Error{Op: wire.OpAdmin.String(), Message: fmt.Sprintf("the answer doesn't tell of the namespace %q", name), kind: ErrProtocol}
 }
 

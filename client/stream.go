@@ -19,6 +19,7 @@ type stream struct {
 	// Guarded by mu.
 	frames []streamFrame
 	bytes  int // of payload that was pushed and not given back
+	exts   int // bytes of elements in frames
 }
 
 // streamFrame is one frame; its slices belong to it.
@@ -37,12 +38,18 @@ func (s *stream) push(ext, payload []byte, owned bool) error {
 		ext, payload = b[:n:n], b[n:]
 	}
 	s.mu.Lock()
+	// Frames that cost nothing could pile up without end, and so could elements, which credit does not count.
+	if len(payload) == 0 || s.exts > s.credit {
+		s.mu.Unlock()
+		return fmt.Errorf("%w: a frame of a stream with %d bytes of payload, behind %d bytes of elements", ErrProtocol, len(payload), s.exts)
+	}
 	// Each frame takes the length of its payload, and the last one may take more than there is.
 	if s.bytes >= s.credit {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: a stream has sent %d bytes of a credit of %d, and %d more", ErrProtocol, s.bytes, s.credit, len(payload))
 	}
 	s.bytes += len(payload)
+	s.exts += len(ext)
 	s.frames = append(s.frames, streamFrame{ext, payload})
 	s.mu.Unlock()
 	select {
@@ -61,6 +68,7 @@ func (s *stream) pop() (f streamFrame, ok bool) {
 	}
 	f = s.frames[0]
 	s.frames[0] = streamFrame{}
+	s.exts -= len(f.ext)
 	if s.frames = s.frames[1:]; len(s.frames) == 0 {
 		s.frames = nil
 	}

@@ -116,6 +116,9 @@ func (c *conn) suspect() (saved []*call, idle bool) {
 			idle = false
 		default:
 			// Sent, even if it is still in the buffer: the connection lives on.
+			if s.stream != nil {
+				c.cancel(uint32(i)) // its answer would never come, and the connection never be let go
+			}
 			s.call = nil
 			cl.res.err, cl.res.sent = err, true
 			saved = append(saved, cl)

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -146,8 +147,11 @@ type Watch struct {
 	batch   wire.EventBatch // what is left of the frame at hand
 	begun   bool            // the first frame of any attempt has come: base.After is where to go on
 	history []byte
-	ns      []byte // number of the namespace, as the server encodes it; empty: not told yet
-	err     error  // what ended the watch for good
+	ns      []byte        // number of the namespace, as the server encodes it; empty: not told yet
+	err     error         // what ended the watch for good
+	from    wire.Revision // base.After when the stream at hand began
+	barren  int           // streams in a row that have ended without bringing anything
+	rest    time.Duration // the pause that the last one of them asked for
 }
 
 // Watch begins a watch and returns when a server has said where it begins, so that what is written from then on will be
@@ -247,7 +251,7 @@ func (w *Watch) take(ctx context.Context) error {
 	case <-ctx.Done():
 		return w.stopped(ctx.Err())
 	case <-w.ctx.Done():
-		w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
+		w.fail(nil)
 	}
 	return nil
 }
@@ -261,8 +265,11 @@ func (w *Watch) stopped(err error) error {
 	return e
 }
 
-// fail ends the watch for good.
+// fail ends the watch for good. What comes of its being closed is that it is closed.
 func (w *Watch) fail(err error) {
+	if w.ctx.Err() != nil {
+		err = &Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed}
+	}
 	w.feed.end()
 	w.batch = wire.EventBatch{}
 	w.err = err
@@ -332,11 +339,21 @@ func (w *Watch) ended(ctx context.Context) {
 	err := w.c.errorOf(cl)
 	final := w.final(cl, err)
 	node := cl.cn.link.node
+	w.rest = 0
+	if f := cl.res.fail; f != nil {
+		w.rest = f.retryAfter
+	}
+	if w.barren++; w.base.After > w.from {
+		w.barren = 0
+	}
 	w.feed.end()
 	switch {
 	case w.ctx.Err() != nil:
-		w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
+		w.fail(nil)
 	case final:
+		if err == nil { // a last frame with OK says nothing that this version knows
+			err = &Error{Op: wire.OpWatch.String(), Message: "the server ended the watch without a reason", kind: ErrProtocol}
+		}
 		w.fail(err)
 	case errors.Is(err, ErrCompacted):
 		// Each node keeps a past of its own.
@@ -352,10 +369,12 @@ func (w *Watch) final(cl *call, err error) bool {
 	switch {
 	case !r.answered:
 		return false
-	case r.status == wire.StatusOK: // a last frame with OK says nothing that this version knows
+	case r.status == wire.StatusOK:
 		return true
 	case r.status == wire.StatusCompacted, r.status == wire.StatusFutureRevision:
 		return false
+	case r.status == wire.StatusTooMany && w.begun:
+		return false // limits are each node's own: a watch that has to move finds room at another, or in a while
 	}
 	return r.status.Class() == wire.ClassRefused || errors.Is(err, ErrProtocol)
 }
@@ -363,57 +382,79 @@ func (w *Watch) final(cl *call, err error) bool {
 // open makes attempts until a server has said where the watch begins or goes on, the time is up, or a server has
 // refused for good. The error is Next's.
 func (w *Watch) open(ctx context.Context) error {
-	for n := 0; ; n++ {
-		again, pause, err := w.attempt(ctx, nil)
+	var err error // of the last attempt
+	pause := w.rest
+	for n := w.barren; ; n++ {
+		if n > 0 {
+			if n < w.c.route.count() {
+				pause = 0 // it was meant for the node that was asked; there are others
+			}
+			if !w.sleep(ctx, max(pause, backoff(n-1, backoffMax))) {
+				return w.outOfTime(ctx.Err(), err)
+			}
+		}
+		var again bool
+		again, pause, err = w.attempt(ctx, nil)
+		if err != nil && w.ctx.Err() == nil && oneNodes(err) {
+			again = again && !errors.Is(err, ErrCompacted)
+			err = w.openElsewhere(ctx, nil, err)
+		}
 		switch {
 		case err == nil:
 			return nil
-		case w.ctx.Err() != nil:
-			w.fail(&Error{Op: wire.OpWatch.String(), Message: "the watch is closed", kind: ErrClosed})
-			return w.err
-		case errors.Is(err, ErrCompacted):
-			if err := w.openElsewhere(ctx, nil, err); err != nil {
-				if ctx.Err() != nil {
-					return w.stopped(ctx.Err())
-				}
-				w.fail(err)
-				return err
-			}
-			return nil
-		case !again:
-			if ctx.Err() != nil {
-				return err
-			}
+		case w.ctx.Err() == nil && ctx.Err() != nil:
+			return w.outOfTime(ctx.Err(), err)
+		case w.ctx.Err() != nil || !again:
 			w.fail(err)
-			return err
-		}
-		t := time.NewTimer(max(pause, backoff(n, backoffMax)))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return err
-		case <-w.ctx.Done():
-			t.Stop()
+			return w.err
 		}
 	}
 }
 
-// openElsewhere asks every node that is known, but for from, once; compacted is the error when none of them keeps what
-// follows.
-func (w *Watch) openElsewhere(ctx context.Context, from *node, compacted error) error {
+// oneNodes reports whether another node may say something else: each keeps a past of its own, counts its own watches, and
+// has its own version while a cluster is being upgraded.
+func oneNodes(err error) bool {
+	return errors.Is(err, ErrCompacted) || errors.Is(err, ErrTooMany) || errors.Is(err, ErrUnsupported)
+}
+
+// sleep waits; false: ctx has ended. It ends early when the watch is closed.
+func (w *Watch) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-w.ctx.Done():
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// outOfTime is stopped for a watch that has found no server; last is what the last one said, or nil.
+func (w *Watch) outOfTime(end, last error) error {
+	var e *Error
+	if !errors.As(last, &e) || oneNodes(last) { // not all nodes were asked
+		return w.stopped(end)
+	}
+	out := *e
+	out.cause = end
+	return &out
+}
+
+// openElsewhere asks every node that is known, but for from, once; said is the error when none of them begins the watch.
+func (w *Watch) openElsewhere(ctx context.Context, from *node, said error) error {
 	w.c.route.mu.Lock()
 	nodes := slices.Clone(w.c.route.nodes)
 	w.c.route.mu.Unlock()
 	for _, n := range nodes {
-		if n == from || ctx.Err() != nil {
+		if n == from || ctx.Err() != nil || w.ctx.Err() != nil {
 			continue
 		}
 		if _, _, err := w.attempt(ctx, n); err == nil {
 			return nil
 		}
 	}
-	return compacted
+	return said
 }
 
 // attemptTimeout bounds one attempt to begin, so that a server that says nothing is not waited for while others could
@@ -428,12 +469,13 @@ func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.D
 	defer stop()
 	c := w.c
 	cl := newCall(wire.OpWatch, "", wantPayload)
-	cl.anyNode, cl.spread, cl.at = true, at == nil, at
+	cl.anyNode, cl.spread = true, at == nil
 	c.steer(cl)
 	cl.deadline = forever // ctx bounds the attempt
+	var cn *conn
 	if at != nil {
-		// Made here, so that a node that was not asked yet is waited for.
-		if _, err := at.pick().get(ctx, cl, forever); err != nil {
+		// Made here, so that a node that was not asked yet is waited for, and used, so that no other one is asked.
+		if cn, err = at.pick().get(ctx, cl, forever); err != nil {
 			cl.release()
 			return true, 0, err
 		}
@@ -454,7 +496,13 @@ func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.D
 	cl.value, cl.owned = wire.AppendWatchRequest(nil, &req), true
 	cl.stream = newStream(int(req.Credit))
 	w.feed = feed{cl: cl, st: cl.stream}
-	if !c.submit(ctx, cl) {
+	sent := false
+	if cn != nil {
+		sent = c.send(ctx, cl, cn)
+	} else {
+		sent = c.submit(ctx, cl)
+	}
+	if !sent {
 		err := c.errorOf(cl)
 		again := cl.res.stop == nil || errors.Is(cl.res.stop, context.DeadlineExceeded)
 		cl.release()
@@ -487,6 +535,10 @@ func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.D
 		return again, pause, err
 	}
 	if err := w.first(fr); err != nil {
+		if errors.Is(err, ErrCompacted) {
+			w.feed.end()
+			return false, 0, err
+		}
 		cl.cn.kill(fmt.Errorf("%w: %w", ErrProtocol, err))
 		w.feed.end()
 		return false, 0, &Error{Op: wire.OpWatch.String(), Message: err.Error(), kind: ErrProtocol}
@@ -496,9 +548,7 @@ func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.D
 
 // first takes the first frame of a stream: it says which history the revisions are of, and where the watch begins.
 func (w *Watch) first(fr streamFrame) error {
-	if err := w.frame(fr); err != nil {
-		return err
-	}
+	var history, ns []byte
 	for ext := fr.ext; len(ext) > 0; {
 		t, v, rest, err := wire.NextExt(ext)
 		if err != nil {
@@ -507,13 +557,25 @@ func (w *Watch) first(fr streamFrame) error {
 		ext = rest
 		switch {
 		case t == wire.ExtHistory && len(v) == 16:
-			w.history = v
+			history = v
 		case t == wire.ExtNamespaceID && len(v) == 4:
-			w.ns = v
+			ns = v
 		}
 	}
-	if len(w.history) == 0 {
+	switch {
+	case len(history) == 0:
 		return fmt.Errorf("%w: the first frame of a watch does not tell the history", ErrProtocol)
+	case len(w.history) != 0 && !bytes.Equal(w.history, history):
+		// It was named, and the server should have refused.
+		return &Error{Op: wire.OpWatch.String(), Message: fmt.Sprintf("the server's history is now %x; that of revision %d is %x", history, w.base.After, w.history), kind: ErrCompacted}
+	}
+	if err := w.frame(fr); err != nil {
+		return err
+	}
+	// Copies: the frame may be large.
+	w.history = bytes.Clone(history)
+	if ns != nil {
+		w.ns = bytes.Clone(ns)
 	}
 	if !w.begun && w.base.Flags&wire.WatchFromNow != 0 {
 		// It begins behind what the batch says, which has no events then.
@@ -522,7 +584,7 @@ func (w *Watch) first(fr streamFrame) error {
 		}
 		w.base.After = w.batch.Revision
 	}
-	w.begun = true
+	w.begun, w.from = true, w.base.After
 	w.rev.Store(w.base.After)
 	return nil
 }

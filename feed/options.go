@@ -26,7 +26,8 @@ type Options struct {
 	RetainBytes int64
 	// RingBytes bounds the newest part of the feed that is kept in memory. Default 32 MiB. A single entry may exceed it.
 	RingBytes int64
-	// WatchersMax bounds the watchers at once. Default 65,536.
+	// WatchersMax bounds the watchers at once. Default 66,560: as many as a node has streams, and those that a sender opens
+	// beside one to look something up.
 	WatchersMax int
 
 	// Logger receives what an operator should know. Default slog.Default().
@@ -55,7 +56,7 @@ func (o Options) withDefaults() Options {
 		o.RingBytes = 32 << 20
 	}
 	if o.WatchersMax == 0 {
-		o.WatchersMax = 1 << 16
+		o.WatchersMax = 1<<16 + 1<<10
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

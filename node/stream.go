@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// streamsMaxDefault is ServiceOptions.StreamsMax's. It is also the most that a feed has watchers.
+	// streamsMaxDefault is ServiceOptions.StreamsMax's. A feed has room for some more watchers.
 	streamsMaxDefault = 1 << 16
 	// streamsPerConnMax bounds the streams of one connection: a client that needs more opens another.
 	streamsPerConnMax = 1024
