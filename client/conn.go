@@ -103,6 +103,7 @@ type conn struct {
 	free          []uint32
 	inflight      int
 	inflightBytes int
+	streams       int // slots with a stream
 	waiters       waitq
 	sweeping      bool
 	swept         time.Duration // time of the last sweep
@@ -212,6 +213,22 @@ func (c *conn) fits(cl *call) bool {
 		(c.queued == 0 || c.queued+cl.inline <= c.bufferBytes)
 }
 
+// crowded reports whether cl is one stream too many: streams last, and what waits behind them would wait for as long. So
+// they get half of the slots, and are refused beyond. REQUIRES: mu held.
+func (c *conn) crowded(cl *call) bool {
+	return cl.stream != nil && c.streams >= max(1, c.inflightMax/2)
+}
+
+// refused is crowded, and says so in cl.res. REQUIRES: mu held.
+func (c *conn) refused(cl *call) bool {
+	if !c.crowded(cl) {
+		return false
+	}
+	most := max(1, c.inflightMax/2)
+	cl.res.stop = local(cl.op, cl.key, ErrTooMany, uint64(most), "the connection to %s has %d watches and listings under way: end some first", c.link.node.addr, most)
+	return true
+}
+
 // take gives cl a slot and its share of the bounds. REQUIRES: mu held; fits.
 func (c *conn) take(cl *call) {
 	var i uint32
@@ -225,6 +242,7 @@ func (c *conn) take(cl *call) {
 	s.call, s.op, s.live, s.enqueued, s.credit, s.deadline = cl, cl.op, true, false, cl.credit, cl.deadline
 	if s.stream = cl.stream; s.stream != nil {
 		s.deadline = forever // it lives for as long as it is wanted
+		c.streams++
 	}
 	cl.slot, cl.id, cl.admitted = i, s.gen<<slotBits|i, true
 	c.inflight++
@@ -242,6 +260,9 @@ func (c *conn) freeSlot(i uint32) (finished bool) {
 	}
 	c.inflight--
 	c.inflightBytes -= s.credit
+	if s.stream != nil {
+		c.streams--
+	}
 	*s = slot{gen: s.gen}
 	c.free = append(c.free, i)
 	return c.goingAway && c.inflight == 0
@@ -249,9 +270,11 @@ func (c *conn) freeSlot(i uint32) (finished bool) {
 
 // admitWaiters admits as many waiting calls as fit, in their order. REQUIRES: mu held.
 func (c *conn) admitWaiters() {
-	for cl := c.waiters.head; cl != nil && c.fits(cl); cl = c.waiters.head {
+	for cl := c.waiters.head; cl != nil && (c.crowded(cl) || c.fits(cl)); cl = c.waiters.head {
 		c.waiters.remove(cl)
-		c.take(cl)
+		if !c.refused(cl) {
+			c.take(cl)
+		}
 		cl.signal()
 	}
 }
@@ -270,6 +293,10 @@ func (c *conn) admit(ctx context.Context, cl *call) bool {
 	c.mu.Lock()
 	if c.err != nil || c.goingAway {
 		cl.res.err = c.why()
+		c.mu.Unlock()
+		return false
+	}
+	if c.refused(cl) {
 		c.mu.Unlock()
 		return false
 	}

@@ -39,7 +39,7 @@ func (s *stream) push(ext, payload []byte, owned bool) error {
 	}
 	s.mu.Lock()
 	// Frames that cost nothing could pile up without end, and so could elements, which credit does not count.
-	if len(payload) == 0 || s.exts > s.credit {
+	if len(payload) == 0 || s.exts > max(s.credit, wire.ExtBytesMax) {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: a frame of a stream with %d bytes of payload, behind %d bytes of elements", ErrProtocol, len(payload), s.exts)
 	}

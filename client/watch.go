@@ -290,6 +290,9 @@ func (w *Watch) frame(fr streamFrame) error {
 	if err := wire.DecodeEventBatch(fr.payload, &b); err != nil {
 		return err
 	}
+	if b.Count == 0 && len(b.Events) != 0 {
+		return fmt.Errorf("%w: %d bytes behind a count of no events", ErrProtocol, len(b.Events))
+	}
 	if b.Revision < w.base.After && (w.begun || w.base.Flags&wire.WatchFromNow == 0) {
 		return fmt.Errorf("%w: events up to revision %d follow those up to %d", ErrProtocol, b.Revision, w.base.After)
 	}
@@ -504,7 +507,8 @@ func (w *Watch) attempt(ctx context.Context, at *node) (again bool, pause time.D
 	}
 	if !sent {
 		err := c.errorOf(cl)
-		again := cl.res.stop == nil || errors.Is(cl.res.stop, context.DeadlineExceeded)
+		// A watch that has to move waits for room.
+		again := cl.res.stop == nil || errors.Is(cl.res.stop, context.DeadlineExceeded) || w.begun && errors.Is(err, ErrTooMany)
 		cl.release()
 		w.feed = feed{}
 		return again, 0, err

@@ -271,6 +271,7 @@ func TestWatch_ServerBreaksTheProtocol_IsFoundOut(t *testing.T) {
 		"no batch":                              {1, 2, 3},
 		"a count without events":                batch(model[5].Revision, 2, model[5]),
 		"events without a count":                batch(model[5].Revision, 1, model[5], model[6]),
+		"events behind a count of none":         batch(model[5].Revision, 0, model[5]),
 		"an event above the batch's revision":   batch(model[4].Revision, 1, model[5]),
 		"events in the wrong order":             batch(model[6].Revision, 2, model[6], model[5]),
 		"an event that was told before":         batch(model[6].Revision, 1, model[0]),
