@@ -111,3 +111,58 @@ func ExampleClient_GetAppend() {
 		fmt.Printf("%s\n", buf)
 	}
 }
+
+// Follow the changes of a prefix, beginning with what is there: list first, then watch behind the listing's revision.
+func ExampleClient_Watch() {
+	var c *client.Client
+	ctx := context.Background()
+	page, err := c.ListPage(ctx, client.ListOptions{Prefix: "user/"}, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, e := range page.Entries {
+		fmt.Println("there is", e.Key)
+	}
+	w, err := c.Watch(ctx, client.WatchOptions{Prefix: "user/", After: page.Revision})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer w.Close()
+	for {
+		e, err := w.Next(ctx)
+		if errors.Is(err, client.ErrCompacted) {
+			return // too slow, or away for too long: list again
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(e.Kind, e.Key, string(e.Value.Data))
+	}
+}
+
+// Count exactly once, whatever connections and leaders do meanwhile.
+func ExampleClient_Increment() {
+	var c *client.Client
+	n, _, err := c.Increment(context.Background(), "visits", 1)
+	if errors.Is(err, client.ErrNotANumber) {
+		log.Fatal("somebody put something else there")
+	}
+	fmt.Println(n, err)
+}
+
+func ExampleClient_CreateNamespace() {
+	var c *client.Client
+	ctx := context.Background()
+	_, err := c.CreateNamespace(ctx, "app", client.NamespaceSettings{KeysMax: 1_000_000, BytesMax: 1 << 30, Compress: client.CompressZstd})
+	if err != nil && !errors.Is(err, client.ErrNamespaceExists) {
+		log.Fatal(err)
+	}
+	app, err := client.Open(ctx, []string{"127.0.0.1:7001"}, client.WithNamespace("app"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer app.Close()
+	if _, err := app.Put(ctx, "k", []byte("v")); errors.Is(err, client.ErrQuota) {
+		fmt.Println("full:", err)
+	}
+}
