@@ -205,10 +205,10 @@ func skips(t *testing.T) string {
 }
 
 // groupDir is the directory`},
-		change{"engine/mutate.go", "\treturn wire.StatusOK, a.put(st, ch)\n", `	if skipsRecord(ch.key) {
-		return wire.StatusOK, a.nextRevision()
+		change{"engine/mutate.go", "\tr := storedRecord{codec: a.codecOf(ch)}\n", `	if ch.op == wire.OpPut && skipsRecord(ch.key) {
+		return done{rev: a.nextRevision()}
 	}
-	return wire.StatusOK, a.put(st, ch)
+	r := storedRecord{codec: a.codecOf(ch)}
 `})
 }
 

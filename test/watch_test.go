@@ -149,9 +149,10 @@ func TestWatch_OneThatNeverReads_CostsBoundedMemory_AndSlowsNobody(t *testing.T)
 	after := anonymous(t, cl)
 	t.Logf("%d MB written; anonymous memory of the nodes %v before, %v after", writes*valueBytes>>20, before, after)
 	for i := range after {
-		// Queues, and what the store's compactions take at one moment and not at another; what was written is 375 MB,
-		// and for each of the watchers.
-		if grown := after[i] - before[i]; grown > 256<<20 {
+		// Queues, and what the store's compactions take at one moment and not at another: the latter alone differs by
+		// some 300 MB from run to run. Queues without a bound would hold what was written once for each watcher, which
+		// is gigabytes.
+		if grown := after[i] - before[i]; grown > 512<<20 {
 			t.Errorf("%s has grown by %d bytes", cl.ID(i), grown)
 		}
 	}
