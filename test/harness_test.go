@@ -102,6 +102,13 @@ func eventually(t *testing.T, what string, ok func() (bool, error)) {
 	}
 }
 
+// waitCompacted waits until the node's log no longer reaches back to its first entry. It is cut behind the
+// writes that made it long.
+func waitCompacted(t *testing.T, n *testcluster.Node) {
+	t.Helper()
+	eventually(t, "the head of the log is compacted", func() (bool, error) { return n.MustStatus().FirstIndex > 1, nil })
+}
+
 // bystander is a well-behaved client that works while others misbehave. It must notice nothing: every
 // operation succeeds at its first attempt, on one connection, and reads what it wrote.
 type bystander struct {

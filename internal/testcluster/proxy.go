@@ -263,6 +263,10 @@ func (n *Network) carry(l *link, way, back direction, src, dst *net.TCPConn) {
 			return
 		}
 		if len(p.bytes) > 0 {
+			// Counted first: who has heard it finds it counted.
+			n.mu.Lock()
+			n.path(way).sent += int64(len(p.bytes))
+			n.mu.Unlock()
 			if _, err := dst.Write(p.bytes); err != nil {
 				// The other side has ended: this one learns it, if news gets through.
 				if n.pass(l, back) {
@@ -270,9 +274,6 @@ func (n *Network) carry(l *link, way, back direction, src, dst *net.TCPConn) {
 				}
 				return
 			}
-			n.mu.Lock()
-			n.path(way).sent += int64(len(p.bytes))
-			n.mu.Unlock()
 		}
 		switch {
 		case p.err == nil:
