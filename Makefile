@@ -11,6 +11,7 @@ REF          ?= main
 
 # Pinned: a new version of a tool is a change of its own.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+BUF         := github.com/bufbuild/buf/cmd/buf@v1.75.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -18,7 +19,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # -buildvcs=false: Go's own stamp fails the build where git refuses to read the repository.
 BUILD_FLAGS := -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: build build-failpoints run test cluster bench worst crashes test-faults check race fuzz bench-compare fmt clean help
+.PHONY: build build-failpoints proto run test cluster bench worst crashes test-faults check race fuzz bench-compare fmt clean help
 
 build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 	@mkdir -p bin
@@ -27,6 +28,9 @@ build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 build-failpoints: ## the same into bin/failpoints, with named places where tests strike (internal/failpoint)
 	@mkdir -p bin/failpoints
 	$(GO) build $(BUILD_FLAGS) -tags failpoints -o bin/failpoints/ ./cmd/kvstore ./cmd/kvctl ./cmd/kvbench
+
+proto: ## check api/kvstorev1/kvstore.proto and generate its Go; the first time builds the tools, which takes minutes
+	cd api && $(GO) run $(BUF) lint && $(GO) run $(BUF) generate
 
 run: build ## build, then run one durable node: data in ./kvstore-data, loopback only
 	@exec bin/kvstore
