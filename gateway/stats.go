@@ -9,8 +9,8 @@ import (
 	"kvstore/wire"
 )
 
-// restOps are the operations that the door serves.
-var restOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin,
+// doorOps are the operations that the doors serve.
+var doorOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin,
 	wire.OpTouch, wire.OpIncrement, wire.OpScan, wire.OpMultiGet, wire.OpBatch, wire.OpTxn, wire.OpWatch}
 
 // outcomes names the classes of status that a request's duration is counted under, by wire.Class; the
@@ -19,12 +19,12 @@ var outcomes = [...]string{wire.ClassResult: "ok", wire.ClassRetry: "retry", wir
 
 // requestStats is a histogram for each operation and outcome.
 type requestStats struct {
-	durations [len(restOps)][len(outcomes)]hist.Histogram
+	durations [len(doorOps)][len(outcomes)]hist.Histogram
 }
 
-// observe counts one request; a request that is none of restOps is not counted.
+// observe counts one request; a request that is none of doorOps is not counted.
 func (s *requestStats) observe(op wire.Opcode, class wire.Class, d time.Duration) {
-	for i, o := range restOps {
+	for i, o := range doorOps {
 		if o == op {
 			s.durations[i][class].Observe(d)
 			return
@@ -34,15 +34,18 @@ func (s *requestStats) observe(op wire.Opcode, class wire.Class, d time.Duration
 
 // WriteDurations writes the series of kvstore_request_duration_seconds for this door, without the
 // family's header: other doors contribute to the same family.
-func (s *Server) WriteDurations(w io.Writer) error {
-	for i, op := range restOps {
+func (s *Server) WriteDurations(w io.Writer) error { return s.stats.write(w, "rest") }
+
+// write writes the series of a door.
+func (s *requestStats) write(w io.Writer, protocol string) error {
+	for i, op := range doorOps {
 		for class, name := range outcomes {
-			h := &s.stats.durations[i][class]
+			h := &s.durations[i][class]
 			snap := h.Snapshot()
 			if snap.Count() == 0 {
 				continue
 			}
-			labels := fmt.Sprintf(`operation=%q,protocol="rest",status=%q`, op, name)
+			labels := fmt.Sprintf(`operation=%q,protocol=%q,status=%q`, op, protocol, name)
 			if err := snap.WritePrometheus(w, "kvstore_request_duration_seconds", labels); err != nil {
 				return err
 			}

@@ -76,7 +76,7 @@ func (o *Options) validateCluster() error {
 	}
 	if len(o.InitialCluster) > 1 || len(o.Join) != 0 {
 		for _, a := range []struct{ listen, advertise, name string }{
-			{o.Listen, o.Advertise, "advertise"}, {o.HTTPListen, o.HTTPAdvertise, "http-advertise"}, {o.RaftListen, o.RaftAdvertise, "raft-advertise"},
+			{o.Listen, o.Advertise, "advertise"}, {o.HTTPListen, o.HTTPAdvertise, "http-advertise"}, {o.GRPCListen, o.GRPCAdvertise, "grpc-advertise"}, {o.RaftListen, o.RaftAdvertise, "raft-advertise"},
 		} {
 			if host, _, err := net.SplitHostPort(a.listen); err == nil && a.advertise == "" && unspecified(host) {
 				fault("%s is needed: the listener %q stands for every address of this machine; say by which one the other nodes and clients reach it", a.name, a.listen)

@@ -10,6 +10,7 @@ import (
 // clients wait in the kernel's queue.
 const (
 	restConnsMax = 4096
+	grpcConnsMax = 4096
 	opsConnsMax  = 256
 )
 

@@ -44,6 +44,16 @@ func (v opsView) Checks() []gateway.Check {
 	return checks
 }
 
+// ready gives the first check that fails, or nil.
+func (v opsView) ready() error {
+	for _, c := range v.Checks() {
+		if c.Err != nil {
+			return fmt.Errorf("%s: %w", c.Name, c.Err)
+		}
+	}
+	return nil
+}
+
 const readyHelp = "1 while every door is open, a leader is known, and the node has caught up with it once."
 
 // sample is one counter or gauge of a scrape.
@@ -104,6 +114,11 @@ func (v opsView) WriteMetrics(w io.Writer) error {
 	}
 	if err := n.rest.WriteDurations(w); err != nil {
 		return err
+	}
+	if n.grpc != nil {
+		if err := n.grpc.WriteDurations(w); err != nil {
+			return err
+		}
 	}
 	if s := n.doors.open.Load(); s != nil {
 		if err := s.WriteMetrics(w); err != nil {

@@ -27,7 +27,9 @@ type nodeInfo struct {
 	Advertise, DataDir, Incarnation, ReadMode string
 	StartedAt                                 time.Time
 	// Bound addresses.
-	Listen, HTTP, Metrics, Raft string
+	Listen, HTTP, GRPC, Metrics, Raft string
+	// GRPCAdvertise is where others reach the gRPC door; "": there is none.
+	GRPCAdvertise string
 	// member is the node's own record.
 	member wire.Member
 }
@@ -46,7 +48,8 @@ type Node struct {
 	service *Service
 	doors   doors
 	rest    *gateway.Server
-	http    *http.Server // serves rest
+	http    *http.Server  // serves rest
+	grpc    *gateway.GRPC // nil: there is none
 	ops     *http.Server
 
 	// opened turns true when shard, service and rest are set.
@@ -108,6 +111,10 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.ops, n.http = gateway.NewOps(opsView{n}), n.rest.HTTPServer()
 	n.serve("metrics", n.ops, newLimitListener(ls.take(&ls.metrics), opsConnsMax))
 	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
+	if ls.grpc != nil {
+		n.grpc = gateway.NewGRPC(n.rest, opsView{n}.ready)
+		n.serve("grpc", n.grpc, newLimitListener(ls.take(&ls.grpc), grpcConnsMax))
+	}
 
 	do := o.Disk
 	do.Dir, do.Logger = o.DataDir, o.Logger
@@ -202,7 +209,7 @@ func (n *Node) watchFounders(id *identity, r *roster) (stop func()) {
 }
 
 // listeners are the node's ports.
-type listeners struct{ native, http, metrics, raft net.Listener }
+type listeners struct{ native, http, grpc, metrics, raft net.Listener }
 
 // open takes all ports.
 func (ls *listeners) open(o *Options) (err error) {
@@ -212,7 +219,11 @@ func (ls *listeners) open(o *Options) (err error) {
 	}{
 		{&ls.native, "listen", o.Listen}, {&ls.http, "http-listen", o.HTTPListen},
 		{&ls.metrics, "metrics-listen", o.MetricsListen}, {&ls.raft, "raft-listen", o.RaftListen},
+		{&ls.grpc, "grpc-listen", o.GRPCListen},
 	} {
+		if l.addr == "" {
+			continue // validate lets that through for gRPC alone
+		}
 		if *l.to, err = net.Listen("tcp", l.addr); err != nil {
 			*l.to = nil
 			return fmt.Errorf("cannot listen on %s: %w: stop what uses the port, or choose another with --%s", l.addr, err, l.name)
@@ -234,7 +245,7 @@ func (ls *listeners) close(failed error) error {
 		return nil
 	}
 	var errs []error
-	for _, l := range []net.Listener{ls.native, ls.http, ls.metrics, ls.raft} {
+	for _, l := range []net.Listener{ls.native, ls.http, ls.grpc, ls.metrics, ls.raft} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -257,6 +268,10 @@ func (n *Node) describe(id *identity, ls *listeners) (*nodeInfo, error) {
 		Advertise: cmp.Or(o.Advertise, ls.native.Addr().String()), Incarnation: id.Incarnation, ReadMode: o.ReadMode, StartedAt: time.Now(),
 		Listen: ls.native.Addr().String(), HTTP: ls.http.Addr().String(), Metrics: ls.metrics.Addr().String(), Raft: ls.raft.Addr().String(),
 	}
+	if ls.grpc != nil {
+		in.GRPC = ls.grpc.Addr().String()
+		in.GRPCAdvertise = cmp.Or(o.GRPCAdvertise, in.GRPC)
+	}
 	in.member = wire.Member{
 		ID: o.NodeID, Incarnation: bits, RaftAddress: cmp.Or(o.RaftAdvertise, advertised(o.RaftListen, ls.raft)),
 		Address: in.Advertise, HTTPAddress: cmp.Or(o.HTTPAdvertise, in.HTTP), Version: clipVersion(o.Version), Level: o.level, Priority: uint8(o.LeaderPriority),
@@ -273,11 +288,11 @@ func advertised(option string, l net.Listener) string {
 	return l.Addr().String()
 }
 
-// serve runs an HTTP server on l until it is shut down. A server that ends by itself ends the node: a
+// serve runs a server on l until it is shut down. A server that ends by itself ends the node: a
 // node without its doors only looks alive.
-func (n *Node) serve(name string, s *http.Server, l net.Listener) {
+func (n *Node) serve(name string, s interface{ Serve(net.Listener) error }, l net.Listener) {
 	go func() { // owned by the Node; ends when Close shuts s down
-		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			n.o.Fatal(fmt.Errorf("%s server on %s ended: %w", name, l.Addr(), err))
 		}
 	}()
@@ -324,6 +339,8 @@ func (n *Node) Members() []string {
 // Addresses are where a node listens, and what it keeps where.
 type Addresses struct {
 	Native, HTTP, Metrics, Raft, DataDir string
+	// GRPC is "" where there is no such door.
+	GRPC string
 	// RaftAdvertise is what the other nodes are told to use instead of Raft.
 	RaftAdvertise string
 	// Fresh: the data directory was made by this start.
@@ -332,7 +349,7 @@ type Addresses struct {
 
 // Addresses tells where the node listens.
 func (n *Node) Addresses() Addresses {
-	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, Metrics: n.info.Metrics, Raft: n.info.Raft, RaftAdvertise: n.info.member.RaftAddress, DataDir: n.info.DataDir, Fresh: n.fresh}
+	return Addresses{Native: n.info.Listen, HTTP: n.info.HTTP, GRPC: n.info.GRPC, Metrics: n.info.Metrics, Raft: n.info.Raft, RaftAdvertise: n.info.member.RaftAddress, DataDir: n.info.DataDir, Fresh: n.fresh}
 }
 
 // Close stops the node: the leadership goes to another, no new work, what is under way is answered, a last checkpoint, files closed.
@@ -386,7 +403,7 @@ func (n *Node) Close(ctx context.Context) error {
 // opsGrace is how long a scrape under way may take when the node stops.
 const opsGrace = time.Second
 
-// drainDoors drains both doors at once, so that a slow client of one costs the other nothing, and leaves a
+// drainDoors drains all doors at once, so that a slow client of one costs the others nothing, and leaves a
 // quarter of ctx's time to the store behind them.
 func (n *Node) drainDoors(ctx context.Context, keep func(what string, err error)) {
 	if end, ok := ctx.Deadline(); ok {
@@ -407,10 +424,17 @@ func (n *Node) drainDoors(ctx context.Context, keep func(what string, err error)
 	if s != nil {
 		go func() { native <- cutOff("binary protocol", s.Drain(ctx)) }() // owned by this call, which waits for it
 	}
+	grpc := make(chan error, 1)
+	if n.grpc != nil {
+		go func() { grpc <- cutOff("grpc", n.grpc.Shutdown(ctx)) }() // owned by this call, which waits for it
+	}
 	if n.http != nil {
 		if err := n.http.Shutdown(ctx); err != nil {
 			keep("rest server", errors.Join(cutOff("rest", err), n.http.Close()))
 		}
+	}
+	if n.grpc != nil {
+		keep("grpc", <-grpc)
 	}
 	if s != nil {
 		keep("binary protocol", <-native)

@@ -30,9 +30,11 @@ type Options struct {
 	// Listen, HTTPListen and MetricsListen are the addresses (host:port) of the binary protocol, of REST,
 	// and of metrics, health and profiles; on RaftListen the nodes talk to each other.
 	Listen, HTTPListen, MetricsListen, RaftListen string
-	// Advertise, HTTPAdvertise and RaftAdvertise are what others are told to use instead of the
+	// GRPCListen is the address of gRPC; "": there is no such door.
+	GRPCListen string
+	// Advertise, HTTPAdvertise, GRPCAdvertise and RaftAdvertise are what others are told to use instead of the
 	// listeners' own addresses. Default: the listeners.
-	Advertise, HTTPAdvertise, RaftAdvertise string
+	Advertise, HTTPAdvertise, GRPCAdvertise, RaftAdvertise string
 	// InitialCluster lists all nodes of a new cluster, this one among them; every node gets the same list.
 	// It counts until the data directory belongs to a cluster and is ignored then. Empty, with Join empty
 	// too: a cluster of this node alone.
@@ -177,7 +179,7 @@ func (o *Options) validate() error {
 		errs = append(errs, fmt.Errorf("scrub-rate %d is below %d bytes a second", o.ScrubRate, scrubRateMin))
 	}
 	for _, a := range []struct{ name, addr string }{
-		{"advertise", o.Advertise}, {"http-advertise", o.HTTPAdvertise}, {"raft-advertise", o.RaftAdvertise},
+		{"advertise", o.Advertise}, {"http-advertise", o.HTTPAdvertise}, {"grpc-advertise", o.GRPCAdvertise}, {"raft-advertise", o.RaftAdvertise},
 	} {
 		if a.addr == "" {
 			continue
@@ -191,8 +193,11 @@ func (o *Options) validate() error {
 	}
 	errs = append(errs, o.validateCluster())
 	for _, l := range []struct{ name, addr string }{
-		{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}, {"raft-listen", o.RaftListen},
+		{"listen", o.Listen}, {"http-listen", o.HTTPListen}, {"metrics-listen", o.MetricsListen}, {"raft-listen", o.RaftListen}, {"grpc-listen", o.GRPCListen},
 	} {
+		if l.addr == "" && l.name == "grpc-listen" {
+			continue
+		}
 		host, _, err := net.SplitHostPort(l.addr)
 		switch {
 		case err != nil:

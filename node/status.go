@@ -17,14 +17,17 @@ import (
 // statusDocument is what STATUS and GET /api/v1/admin/status answer. Revisions are decimal strings, as
 // everywhere in JSON: they exceed what a double holds.
 type statusDocument struct {
-	ClusterID     string         `json:"cluster_id"`
-	HistoryID     string         `json:"history_id"`
-	NodeID        string         `json:"node_id"`
-	Incarnation   string         `json:"incarnation"`
-	Version       string         `json:"version"`
-	Commit        string         `json:"commit"`
-	Pid           int            `json:"pid"`
-	DataDir       string         `json:"data_dir"`
+	ClusterID   string `json:"cluster_id"`
+	HistoryID   string `json:"history_id"`
+	NodeID      string `json:"node_id"`
+	Incarnation string `json:"incarnation"`
+	Version     string `json:"version"`
+	Commit      string `json:"commit"`
+	Pid         int    `json:"pid"`
+	DataDir     string `json:"data_dir"`
+	// HTTPAddress and GRPCAddress are where others reach these doors; "": there is no such door.
+	HTTPAddress   string         `json:"http_address"`
+	GRPCAddress   string         `json:"grpc_address"`
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Ready         bool           `json:"ready"`
 	Stopping      bool           `json:"stopping"`
@@ -190,7 +193,7 @@ func (s *Service) status() *statusDocument {
 	d := &statusDocument{
 		ClusterID: hex.EncodeToString(cluster[:]), HistoryID: hex.EncodeToString(history[:]),
 		NodeID: s.info.NodeID, Incarnation: s.info.Incarnation,
-		Version: s.info.Version, Commit: s.info.Commit, Pid: os.Getpid(), DataDir: s.info.DataDir,
+		Version: s.info.Version, Commit: s.info.Commit, Pid: os.Getpid(), DataDir: s.info.DataDir, HTTPAddress: s.info.member.HTTPAddress, GRPCAddress: s.info.GRPCAdvertise,
 		UptimeSeconds: time.Since(s.info.StartedAt).Seconds(), Ready: s.readiness() == nil, Stopping: s.draining.Load(),
 		IsLeader: s.shard.leading(), LeaderID: leader, Term: term,
 		CommitIndex: raft.CommitIndex, AppliedIndex: digestIndex, DurableIndex: durable.Index,

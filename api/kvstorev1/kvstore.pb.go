@@ -3498,15 +3498,16 @@ func (x *StatusResponse) GetDocument() *structpb.Struct {
 }
 
 type NodeStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	RaftAddress   string                 `protobuf:"bytes,4,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
-	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
-	AppliedIndex  uint64                 `protobuf:"varint,6,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	Lag           uint64                 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`
-	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Role         string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	State        string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	RaftAddress  string                 `protobuf:"bytes,4,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	Address      string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	AppliedIndex uint64                 `protobuf:"varint,6,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	// None while it does not answer.
+	Lag           *uint64 `protobuf:"varint,7,opt,name=lag,proto3,oneof" json:"lag,omitempty"`
+	Version       string  `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3584,8 +3585,8 @@ func (x *NodeStatus) GetAppliedIndex() uint64 {
 }
 
 func (x *NodeStatus) GetLag() uint64 {
-	if x != nil {
-		return x.Lag
+	if x != nil && x.Lag != nil {
+		return *x.Lag
 	}
 	return 0
 }
@@ -3871,7 +3872,7 @@ const file_kvstorev1_kvstore_proto_rawDesc = "" +
 	"durability\x18\v \x01(\tR\n" +
 	"durability\x12\x1b\n" +
 	"\tread_mode\x18\f \x01(\tR\breadMode\x123\n" +
-	"\bdocument\x18\r \x01(\v2\x17.google.protobuf.StructR\bdocument\"\xd4\x01\n" +
+	"\bdocument\x18\r \x01(\v2\x17.google.protobuf.StructR\bdocument\"\xe1\x01\n" +
 	"\n" +
 	"NodeStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3879,9 +3880,10 @@ const file_kvstorev1_kvstore_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12!\n" +
 	"\fraft_address\x18\x04 \x01(\tR\vraftAddress\x12\x18\n" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12#\n" +
-	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x10\n" +
-	"\x03lag\x18\a \x01(\x04R\x03lag\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion*\x7f\n" +
+	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x15\n" +
+	"\x03lag\x18\a \x01(\x04H\x00R\x03lag\x88\x01\x01\x12\x18\n" +
+	"\aversion\x18\b \x01(\tR\aversionB\x06\n" +
+	"\x04_lag*\x7f\n" +
 	"\vCompression\x12\x1b\n" +
 	"\x17COMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10COMPRESSION_NONE\x10\x01\x12\x12\n" +
@@ -4104,6 +4106,7 @@ func file_kvstorev1_kvstore_proto_init() {
 		(*Operation_Increment)(nil),
 	}
 	file_kvstorev1_kvstore_proto_msgTypes[36].OneofWrappers = []any{}
+	file_kvstorev1_kvstore_proto_msgTypes[47].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

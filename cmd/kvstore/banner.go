@@ -30,6 +30,9 @@ func banner(w io.Writer, a node.Addresses, members []string, leader string, c *s
 	}
 	fmt.Fprintf(w, "KVStore %s (%s, %s/%s, commit %s)          node %s, %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit, c.nodeID, cluster)
 	fmt.Fprintf(w, "  native     %-22s binary protocol, fastest\n", a.Native)
+	if a.GRPC != "" {
+		fmt.Fprintf(w, "  grpc       %-22s kvstore.v1, with reflection and health\n", a.GRPC)
+	}
 	fmt.Fprintf(w, "  rest       http://%s/api/v1/keys/{key}\n", a.HTTP)
 	fmt.Fprintf(w, "  metrics    http://%s/metrics   /livez  /readyz?verbose  /debug/pprof\n", a.Metrics)
 	if len(members) > 1 {

@@ -98,7 +98,7 @@ func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := c.options()
-	o.DataDir, o.Listen, o.HTTPListen, o.MetricsListen, o.RaftListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	o.DataDir, o.Listen, o.HTTPListen, o.GRPCListen, o.MetricsListen, o.RaftListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	o.Consensus.SegmentBytes, o.Disk.BallastBytes = 1<<20, -1
 	n, err := node.Open(t.Context(), o)
 	if err != nil {
@@ -113,7 +113,7 @@ func TestSettings_Defaults_AreGoodAndComplete(t *testing.T) {
 // node can't use it.
 func TestRun_DirectoryWithACluster_IgnoresHowItWasFoundedAndRefusesOthers(t *testing.T) {
 	dir := t.TempDir()
-	small := []string{"--data-dir", dir, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--raft-listen", "127.0.0.1:0", "--log-segment-size", "1MiB", "--disk-ballast", "0"}
+	small := []string{"--data-dir", dir, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--raft-listen", "127.0.0.1:0", "--log-segment-size", "1MiB", "--disk-ballast", "0"}
 	var c settings
 	if _, err := c.declare(head).Load(small, noEnv, nil); err != nil {
 		t.Fatal(err)

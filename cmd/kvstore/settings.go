@@ -82,7 +82,7 @@ func (c *settings) declare(head string) *config.Set {
 	s.String(&c.httpListen, "http-listen", "127.0.0.1:7003", "REST")
 	s.String(&c.metricsListen, "metrics-listen", "127.0.0.1:2112", "/metrics, /livez, /readyz, /debug/pprof")
 	s.String(&c.raftListen, "raft-listen", "127.0.0.1:7000", "between nodes")
-	s.String(&c.grpcListen, "grpc-listen", "127.0.0.1:7002", "gRPC; reserved, nothing listens in this version")
+	s.String(&c.grpcListen, "grpc-listen", "127.0.0.1:7002", "gRPC; empty: no such door")
 	s.String(&c.advertise, "advertise", "", "address that others use for --listen, where it differs")
 	s.String(&c.httpAdvertise, "http-advertise", "", "the same for --http-listen")
 	s.String(&c.raftAdvertise, "raft-advertise", "", "the same for --raft-listen")
@@ -236,8 +236,8 @@ func checkWritable(dir string) error {
 func (c *settings) options() node.Options {
 	o := node.Options{
 		NodeID: c.nodeID, DataDir: c.dataDir, Insecure: c.insecure, DrainTimeout: c.drainTimeout, StartTimeout: c.startTimeout, ReadMode: c.readMode,
-		Listen: c.listen, HTTPListen: c.httpListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
-		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, RaftAdvertise: c.raftAdvertise,
+		Listen: c.listen, HTTPListen: c.httpListen, GRPCListen: c.grpcListen, MetricsListen: c.metricsListen, RaftListen: c.raftListen,
+		Advertise: c.advertise, HTTPAdvertise: c.httpAdvertise, GRPCAdvertise: c.grpcAdvertise, RaftAdvertise: c.raftAdvertise,
 	}
 	o.Expected = c.expected
 	o.LeaderPriority, o.PriorityAfter, o.DeadAfter = c.leaderPriority, c.priorityAfter, time.Duration(orNone(int64(c.deadAfter)))

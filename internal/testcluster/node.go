@@ -72,6 +72,7 @@ type Node struct {
 	dataDir  string
 	native   *Port
 	http     *Port
+	grpc     *Port
 	metrics  *Port
 	raft     *Port
 	space    *space // nil: that of the test
@@ -105,7 +106,7 @@ func New(t testing.TB, o Options) *Node {
 		n.clocks = NewClocks(t)
 		n.env = append(slices.Clip(n.env), n.clocks.Env())
 	}
-	for i, p := range []**Port{&n.raft, &n.native, &n.http, &n.metrics} {
+	for i, p := range []**Port{&n.raft, &n.native, &n.http, &n.metrics, &n.grpc} {
 		port, err := n.space.port(i)
 		if err != nil {
 			t.Fatal(err)
@@ -120,7 +121,7 @@ func New(t testing.TB, o Options) *Node {
 	n.settings = Small()
 	maps.Copy(n.settings, map[string]string{
 		"data-dir": n.dataDir, "listen": n.native.Addr(), "http-listen": n.http.Addr(),
-		"metrics-listen": n.metrics.Addr(), "raft-listen": n.raft.Addr(),
+		"metrics-listen": n.metrics.Addr(), "raft-listen": n.raft.Addr(), "grpc-listen": n.grpc.Addr(),
 	})
 	if n.space != nil {
 		n.settings["insecure"] = "true" // its addresses are beyond loopback
@@ -346,6 +347,9 @@ func (n *Node) Pid() int { return int(n.pid.Load()) }
 
 // Addr is the address of the binary protocol, the same over all restarts.
 func (n *Node) Addr() string { return n.native.Addr() }
+
+// GRPCAddr is the address of the gRPC door.
+func (n *Node) GRPCAddr() string { return n.grpc.Addr() }
 
 // HTTPAddr is the address of the REST interface.
 func (n *Node) HTTPAddr() string { return n.http.Addr() }
