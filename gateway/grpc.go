@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // for clients that compress
+	_ "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
@@ -57,6 +59,7 @@ func NewGRPC(s *Server, ready func() error) *GRPC {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: grpcKeepalive, Timeout: grpcKeepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: grpcPingMin, PermitWithoutStream: true}),
 		grpc.StatsHandler(callStats{g}),
+		grpc.ForceServerCodecV2(callCodec{encoding.GetCodecV2("proto")}),
 	)
 	g.server.RegisterService(g.describe(), g)
 	grpc_health_v1.RegisterHealthServer(g.server, g.health)
@@ -88,25 +91,6 @@ func (g *GRPC) Shutdown(ctx context.Context) error {
 
 // WriteDurations writes the series of kvstore_request_duration_seconds for this door, as Server.WriteDurations does.
 func (g *GRPC) WriteDurations(w io.Writer) error { return g.stats.write(w, "grpc") }
-
-// describe gives the service's description with unary methods that refuse what they can't read as any other bad request:
-// gRPC itself would call that INTERNAL.
-func (g *GRPC) describe() *grpc.ServiceDesc {
-	d := kvstorev1.KVStore_ServiceDesc
-	d.Methods = make([]grpc.MethodDesc, len(kvstorev1.KVStore_ServiceDesc.Methods))
-	for i, m := range kvstorev1.KVStore_ServiceDesc.Methods {
-		write := callOps["/"+d.ServiceName+"/"+m.MethodName].IsWrite()
-		d.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
-			return m.Handler(srv, ctx, func(v any) error {
-				if err := dec(v); err != nil {
-					return grpcRefuse(write, badRequest("the message can't be read: %v; nothing was changed", err))
-				}
-				return nil
-			}, in)
-		}}
-	}
-	return &d
-}
 
 // callOps are the operations that calls are counted as.
 var callOps = map[string]wire.Opcode{

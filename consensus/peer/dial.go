@@ -206,6 +206,11 @@ func stale(err error) bool {
 	if err == nil || errors.As(err, &dial) {
 		return false
 	}
+	// What fails while an answer is decoded is wrapped by the library's codec, whose errors have a Cause and no Unwrap.
+	var decoding interface{ Cause() error }
+	if errors.As(err, &decoding) {
+		err = errors.Join(err, decoding.Cause())
+	}
 	for _, sign := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, sign) {
 			return true
