@@ -1,7 +1,7 @@
-// Package gateway is the compatibility door beside the binary protocol: REST for keys and administration,
-// and the operator's port with metrics, health and profiles.
+// Package gateway is the compatibility layer beside the binary protocol: REST for keys and administration, gRPC for
+// keys, and the operator's port with metrics, health and profiles.
 //
-// What it does. It translates HTTP to the operations of the binary protocol and back: each request becomes
+// What it does. It translates HTTP and gRPC to the operations of the binary protocol and back: each request becomes
 // one wire.Request, validated by the same code, executed by the same Service, and answered with the same
 // outcome. Values travel as raw bytes in bodies, never wrapped; batches, transactions, listings and events are JSON,
 // with values as base64 (or, on the way in, "text").
@@ -15,6 +15,11 @@
 //	GET                   /api/v1/watch/{prefix}             changes as server-sent events
 //	…                     /api/v1/admin/…                    status, members, leader, namespaces
 //
+// gRPC is the service kvstore.v1.KVStore of api/kvstorev1, on a listener of its own. (grpc-go behind net/http takes four
+// times the CPU.) Each call is one request, as on REST; grpccalls.go has them one after the other. Errors say in ErrorInfo
+// what problem JSON says. UNAVAILABLE and RESOURCE_EXHAUSTED mean that nothing was changed, since clients repeat the first
+// by themselves; what can't be known is UNKNOWN. What gRPC itself says of a broken connection is the client's guess.
+//
 // The event stream. A watch begins behind Last-Event-ID or from_revision, whichever is larger: a browser that comes
 // back sends the URL as it was at first and the id that it saw last. Each event has its revision as its id. A block
 // with an id alone moves that place on where nothing happens: every few seconds, and behind events that the watch
@@ -25,7 +30,9 @@
 // by itself what another node must execute: the gateway of a follower is no other than that of the leader.
 // The principal given in Options speaks for every caller until there are users.
 //
-// Who owns what. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax (a JSON
+// Who owns what. A GRPC borrows the service, the principal and the budget of bodies of the Server that it stands beside; its
+// answers have a budget of their own, as large, which they leave when they are sent. A watch sends from a goroutine of
+// its own, which ends with the call. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax (a JSON
 // document together with the operations that it becomes), and what waits for its reader, counted against
 // Options.AnswerBytesMax: values, pages, results, and the frame of events that a stream is writing. net/http owns
 // connections and goroutines; an event stream belongs to the goroutine of its request and ends with it, with the
