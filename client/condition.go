@@ -246,19 +246,13 @@ func (e *extender) appendTags() {
 	}
 }
 
-// appendPutExt appends the options of a put; limit is that of the bound that err names.
-func appendPutExt(dst, value []byte, opts []PutOption) (_ []byte, limit uint64, err error) {
-	if len(opts) == 0 {
-		return dst, 0, nil
-	}
-	return appendPutOptions(dst, value, opts)
-}
-
-func appendPutOptions(dst, value []byte, opts []PutOption) (_ []byte, limit uint64, err error) {
+// appendOptions appends what the options of an operation on value ask for, each by its method extend; limit is that of
+// the bound that err names.
+func appendOptions[O any](dst, value []byte, opts []O, extend func(O, *extender)) (_ []byte, limit uint64, err error) {
 	e := extender{dst: dst, value: value}
 	for _, o := range opts {
-		if o != nil {
-			o.putExt(&e)
+		if any(o) != nil {
+			extend(o, &e)
 		}
 	}
 	e.appendTags()
@@ -268,39 +262,25 @@ func appendPutOptions(dst, value []byte, opts []PutOption) (_ []byte, limit uint
 	return e.dst, e.limit, e.err
 }
 
+// appendPutExt is appendOptions for a put. Without options, which is the usual case, it takes no memory.
+func appendPutExt(dst, value []byte, opts []PutOption) (_ []byte, limit uint64, err error) {
+	if len(opts) == 0 {
+		return dst, 0, nil
+	}
+	return appendOptions(dst, value, opts, PutOption.putExt)
+}
+
 // appendDeleteExt is appendPutExt for a delete.
 func appendDeleteExt(dst []byte, opts []DeleteOption) (_ []byte, limit uint64, err error) {
 	if len(opts) == 0 {
 		return dst, 0, nil
 	}
-	return appendDeleteOptions(dst, opts)
-}
-
-func appendDeleteOptions(dst []byte, opts []DeleteOption) (_ []byte, limit uint64, err error) {
-	e := extender{dst: dst}
-	for _, o := range opts {
-		if o != nil {
-			o.deleteExt(&e)
-		}
-	}
-	if len(e.dst)-len(dst) > extOptionsMax {
-		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
-	}
-	return e.dst, e.limit, e.err
+	return appendOptions(dst, nil, opts, DeleteOption.deleteExt)
 }
 
 // appendIncrementExt is appendPutExt for an increment.
 func appendIncrementExt(dst []byte, opts []IncrementOption) (_ []byte, limit uint64, err error) {
-	e := extender{dst: dst}
-	for _, o := range opts {
-		if o != nil {
-			o.incrementExt(&e)
-		}
-	}
-	if len(e.dst)-len(dst) > extOptionsMax {
-		e.refuse(ErrTooLarge, extOptionsMax, "options of %d bytes; at most %d", len(e.dst)-len(dst), extOptionsMax)
-	}
-	return e.dst, e.limit, e.err
+	return appendOptions(dst, nil, opts, IncrementOption.incrementExt)
 }
 
 // appendTouchExt is appendDeleteExt for a touch.

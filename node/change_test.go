@@ -35,7 +35,7 @@ func TestDemote_StaysALearnerUntilPromoted(t *testing.T) {
 	}
 	id := others[0].info.NodeID
 	for range 2 { // the second changes nothing
-		if d := mustAdminister(t, others[1], adminRequest{Action: "demote", ID: id}); !strings.Contains(roles(d), id+":learner") {
+		if d := mustAdminister[clusterDocument](t, others[1], asJSON(t, adminRequest{Action: "demote", ID: id})); !strings.Contains(roles(d), id+":learner") {
 			t.Fatalf("after its demotion: %s", roles(d))
 		}
 	}
@@ -46,7 +46,7 @@ func TestDemote_StaysALearnerUntilPromoted(t *testing.T) {
 	}
 	var d clusterDocument
 	until(t, "node-4 is a voter", func() bool {
-		d = mustAdminister(t, leader, adminRequest{Action: "list"})
+		d = mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))
 		return strings.Contains(roles(d), fourth+":voter")
 	})
 	if !strings.Contains(roles(d), id+":learner") {
@@ -57,13 +57,13 @@ func TestDemote_StaysALearnerUntilPromoted(t *testing.T) {
 			t.Errorf("%s: kept as a learner: %v", m.ID, m.KeptLearner)
 		}
 	}
-	if d := mustAdminister(t, leader, adminRequest{Action: "promote", ID: id}); !strings.Contains(roles(d), id+":voter") {
+	if d := mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "promote", ID: id})); !strings.Contains(roles(d), id+":voter") {
 		t.Errorf("after its promotion: %s", roles(d))
 	}
 	c.same()
 	// What the leader thinks of them is there for all to see.
 	until(t, "the leader finds all members well", func() bool {
-		d = mustAdminister(t, others[0], adminRequest{Action: "list"})
+		d = mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "list"}))
 		return d.Autopilot != nil && d.Autopilot.Healthy && d.Autopilot.FailureTolerance == 1 && len(d.Autopilot.Servers) == 4
 	})
 	if len(d.Current) != 4 || d.Pending != nil {
@@ -89,7 +89,7 @@ func TestKeeper_DemotionCutShort_IsFinished(t *testing.T) {
 		}
 		until(t, id+" is a learner", func() bool {
 			for _, n := range []*Node{leader, others[0], others[1]} {
-				if _, r := administer(t, n, adminRequest{Action: "list"}); r.Status == wire.StatusOK && strings.Contains(string(r.Payload), `"role":"learner"`) {
+				if _, r := administer[clusterDocument](t, n, asJSON(t, adminRequest{Action: "list"})); r.Status == wire.StatusOK && strings.Contains(string(r.Payload), `"role":"learner"`) {
 					var d clusterDocument
 					if err := json.Unmarshal(r.Payload, &d); err != nil {
 						t.Fatal(err)
@@ -117,19 +117,19 @@ func TestChange_OfTheLeader_IsDoneByTheNext(t *testing.T) {
 	if r.Status != wire.StatusNotLeader || leaderHint(r.Ext) == "" || leaderHint(r.Ext) == leader.info.Listen || next == leader {
 		t.Fatalf("%s, hint %q, %s leads", r.Status, leaderHint(r.Ext), next.info.NodeID)
 	}
-	if d := mustAdminister(t, leader, adminRequest{Action: "list"}); strings.Contains(roles(d), "learner") {
+	if d := mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})); strings.Contains(roles(d), "learner") {
 		t.Errorf("something was changed: %s", roles(d))
 	}
 	// By a door that passes requests on, in one call each.
 	id = next.info.NodeID
-	if d := mustAdminister(t, others[0], adminRequest{Action: "demote", ID: id}); !strings.Contains(roles(d), id+":learner") || d.LeaderID == id {
+	if d := mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "demote", ID: id})); !strings.Contains(roles(d), id+":learner") || d.LeaderID == id {
 		t.Errorf("%s leads, after the demotion of %s: %s", d.LeaderID, id, roles(d))
 	}
-	mustAdminister(t, others[0], adminRequest{Action: "promote", ID: id})
+	mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "promote", ID: id}))
 	next, _ = c.leader()
 	id = next.info.NodeID
 	c.died = make(chan error, 1)
-	if d := mustAdminister(t, next, adminRequest{Action: "remove", ID: id}); strings.Contains(roles(d), id) || len(d.Members) != 2 {
+	if d := mustAdminister[clusterDocument](t, next, asJSON(t, adminRequest{Action: "remove", ID: id})); strings.Contains(roles(d), id) || len(d.Members) != 2 {
 		t.Errorf("after the removal of the leader %s: %s", id, roles(d))
 	}
 	select {
@@ -144,7 +144,7 @@ func TestChange_OfTheLeader_IsDoneByTheNext(t *testing.T) {
 	leader, others = c.leader()
 	// Two are left. The last change: of two voters one goes, and learns it.
 	id = leader.info.NodeID
-	if d := mustAdminister(t, others[0], adminRequest{Action: "remove", ID: id}); len(d.Members) != 1 {
+	if d := mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "remove", ID: id})); len(d.Members) != 1 {
 		t.Errorf("after the removal of %s: %s", id, roles(d))
 	}
 	select {
@@ -158,7 +158,7 @@ func TestChange_OfTheLeader_IsDoneByTheNext(t *testing.T) {
 		t.Errorf("the last node: %s", r.Status)
 	}
 	for _, action := range []string{"remove", "demote"} {
-		if _, r := administer(t, last, adminRequest{Action: action, ID: last.info.NodeID}); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "only") {
+		if _, r := administer[clusterDocument](t, last, asJSON(t, adminRequest{Action: action, ID: last.info.NodeID})); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "only") {
 			t.Errorf("%s of the only member: %s %s", action, r.Status, r.Payload)
 		}
 	}
@@ -224,10 +224,10 @@ func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.ready(id)
-	mustAdminister(t, leader, adminRequest{Action: "demote", ID: id}) // so that it waits
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "demote", ID: id})) // so that it waits
 	c.stop(id)
 	until(t, "the leader misses it", func() bool {
-		for _, m := range mustAdminister(t, leader, adminRequest{Action: "list"}).Members {
+		for _, m := range mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})).Members {
 			if m.ID == id {
 				return m.State == stateUnreachable
 			}
@@ -236,11 +236,11 @@ func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
 	})
 	// The leader itself is to go: in spite of that it is not handed over for nothing.
 	old := leader.info.NodeID
-	before := roles(mustAdminister(t, leader, adminRequest{Action: "list"}))
-	if _, r := administer(t, leader, adminRequest{Action: "replace", ID: old, With: id}); r.Status != wire.StatusRetryLater || !strings.Contains(string(r.Payload), id+" has not caught up") {
+	before := roles(mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})))
+	if _, r := administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "replace", ID: old, With: id})); r.Status != wire.StatusRetryLater || !strings.Contains(string(r.Payload), id+" has not caught up") {
 		t.Errorf("%s %s", r.Status, r.Payload)
 	}
-	if after := roles(mustAdminister(t, leader, adminRequest{Action: "list"})); after != before || !leader.shard.leading() {
+	if after := roles(mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))); after != before || !leader.shard.leading() {
 		t.Errorf("%s became %s", before, after)
 	}
 	if _, err := c.open(id, func(o *Options) { o.InitialCluster = nil }); err != nil {
@@ -250,7 +250,7 @@ func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
 	c.died = make(chan error, 1)
 	var d clusterDocument
 	until(t, "it has taken the place", func() bool {
-		got, r := administer(t, others[0], adminRequest{Action: "replace", ID: old, With: id})
+		got, r := administer[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "replace", ID: old, With: id}))
 		if r.Status != wire.StatusOK && r.Status != wire.StatusRetryLater {
 			t.Fatalf("%s %s", r.Status, r.Payload)
 		}
@@ -262,7 +262,7 @@ func TestReplace_WithAnotherMember_OnlyWhenItIsReady(t *testing.T) {
 	}
 	<-c.died
 	c.stop(old)
-	mustAdminister(t, others[0], adminRequest{Action: "replace", ID: old, With: id}) // again: nothing is left to do
+	mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "replace", ID: old, With: id})) // again: nothing is left to do
 	c.same()
 }
 
@@ -274,11 +274,11 @@ func TestReplace_DirectoryLost_SameNameComesBack(t *testing.T) {
 	leader, others := c.leader()
 	recorded(t, leader)
 	id := others[1].info.NodeID
-	mustAdminister(t, leader, adminRequest{Action: "priority", ID: id, Priority: ptr(3)})
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "priority", ID: id, Priority: ptr(3)}))
 	c.stop(id)
 	c.places[id].dir = t.TempDir()
 	until(t, "the leader misses it", func() bool {
-		_, r := administer(t, leader, adminRequest{Action: "replace", ID: id})
+		_, r := administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "replace", ID: id}))
 		return r.Status == wire.StatusOK
 	})
 	if _, err := c.open(id, func(o *Options) { o.InitialCluster, o.Join = nil, []string{leader.info.HTTP} }); err != nil {
@@ -287,7 +287,7 @@ func TestReplace_DirectoryLost_SameNameComesBack(t *testing.T) {
 	c.ready(id)
 	var d clusterDocument
 	until(t, id+" votes again", func() bool {
-		d = mustAdminister(t, leader, adminRequest{Action: "list"})
+		d = mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))
 		return strings.Contains(roles(d), id+":voter")
 	})
 	for _, m := range d.Members {
@@ -313,9 +313,9 @@ func TestPriority_LeadershipGoesToTheHighest(t *testing.T) {
 	}
 	began := time.Now()
 	first, second := others[0].info.NodeID, others[1].info.NodeID
-	mustAdminister(t, leader, adminRequest{Action: "priority", ID: leader.info.NodeID, Priority: ptr(5)})
-	mustAdminister(t, leader, adminRequest{Action: "priority", ID: second, Priority: ptr(4)})
-	mustAdminister(t, leader, adminRequest{Action: "priority", ID: first, Priority: ptr(10)})
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "priority", ID: leader.info.NodeID, Priority: ptr(5)}))
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "priority", ID: second, Priority: ptr(4)}))
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "priority", ID: first, Priority: ptr(10)}))
 	until(t, first+" leads", func() bool { return others[0].shard.leading() })
 	if d := time.Since(began); d < time.Second {
 		t.Errorf("the leadership moved after %v", d)
@@ -329,7 +329,7 @@ func TestPriority_LeadershipGoesToTheHighest(t *testing.T) {
 		m, _ := others[0].shard.engine.Member(second)
 		return m.Priority == 20
 	})
-	if _, r := administer(t, leader, adminRequest{Action: "priority", ID: second, Priority: ptr(1)}); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "--leader-priority 20") {
+	if _, r := administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "priority", ID: second, Priority: ptr(1)})); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "--leader-priority 20") {
 		t.Errorf("%s %s", r.Status, r.Payload)
 	}
 	until(t, second+" leads", func() bool { return c.node(second).shard.leading() })
@@ -430,7 +430,7 @@ func TestDemote_AnotherVoterJustDied_IsRefused(t *testing.T) {
 			t.Errorf("%s %s: %v %s", q.Action, q.ID, r.Status, r.Payload)
 		}
 	}
-	if d := mustAdminister(t, leader, adminRequest{Action: "demote", ID: dead}); !strings.Contains(roles(d), dead+":learner") {
+	if d := mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "demote", ID: dead})); !strings.Contains(roles(d), dead+":learner") {
 		t.Errorf("the dead voter could not be demoted: %s", roles(d))
 	}
 }

@@ -144,7 +144,7 @@ func TestCluster_Transfer_MovesTheLeadershipWhereItWasAsked(t *testing.T) {
 	c.start(c.ids...)
 	leader, others := c.leader()
 	// Asked on a follower, which passes it on.
-	d := mustAdminister(t, others[0], adminRequest{Action: "transfer", ID: others[1].info.NodeID})
+	d := mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "transfer", ID: others[1].info.NodeID}))
 	if d.LeaderID != others[1].info.NodeID || d.Term == 0 {
 		t.Errorf("transfer to %s answers %+v", others[1].info.NodeID, d)
 	}
@@ -152,7 +152,7 @@ func TestCluster_Transfer_MovesTheLeadershipWhereItWasAsked(t *testing.T) {
 	if now != others[1] {
 		t.Fatalf("%s leads", now.info.NodeID)
 	}
-	mustAdminister(t, now, adminRequest{Action: "transfer"})
+	mustAdminister[clusterDocument](t, now, asJSON(t, adminRequest{Action: "transfer"}))
 	if again, _ := c.leader(); again == now {
 		t.Error("a transfer to nobody in particular changed nothing")
 	}

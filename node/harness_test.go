@@ -224,14 +224,10 @@ func (c *cluster) same() {
 }
 
 // administer executes one admin action by way of n.
-func administer(t *testing.T, n *Node, q adminRequest) (clusterDocument, wire.Response) {
+// administer executes one action by way of n; the answer is the document that D describes.
+func administer[D clusterDocument | namespacesDocument](t *testing.T, n *Node, document string) (d D, r wire.Response) {
 	t.Helper()
-	b, err := json.Marshal(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := do(t, n, wire.OpAdmin, nil, "", b)
-	var d clusterDocument
+	r = do(t, n, wire.OpAdmin, nil, "", []byte(document))
 	if r.Status == wire.StatusOK {
 		if err := json.Unmarshal(r.Payload, &d); err != nil {
 			t.Fatal(err)
@@ -240,13 +236,23 @@ func administer(t *testing.T, n *Node, q adminRequest) (clusterDocument, wire.Re
 	return d, r
 }
 
-func mustAdminister(t *testing.T, n *Node, q adminRequest) clusterDocument {
+func mustAdminister[D clusterDocument | namespacesDocument](t *testing.T, n *Node, document string) D {
 	t.Helper()
-	d, r := administer(t, n, q)
+	d, r := administer[D](t, n, document)
 	if r.Status != wire.StatusOK {
-		t.Fatalf("%+v: %s %s", q, r.Status, r.Payload)
+		t.Fatalf("%s: %s %s", document, r.Status, r.Payload)
 	}
 	return d
+}
+
+// asJSON gives a request of administration as its document.
+func asJSON(t *testing.T, q adminRequest) string {
+	t.Helper()
+	b, err := json.Marshal(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 func roles(d clusterDocument) string {

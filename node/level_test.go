@@ -32,7 +32,7 @@ func TestLevel_LastNodeUpgraded_RisesAndServes(t *testing.T) {
 	// One that knows the next level leads: nothing but what it knows of the others keeps it from raising it.
 	leader, _ = c.leader()
 	if leader.shard.level == 1 {
-		administer(t, leader, adminRequest{Action: "transfer", ID: others[0].info.NodeID})
+		administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "transfer", ID: others[0].info.NodeID}))
 		until(t, "an upgraded node leads", func() bool { leader, _ = c.leader(); return leader.shard.level == 2 })
 	}
 	until(t, "the records say who was upgraded", func() bool {
@@ -80,11 +80,11 @@ func TestLevel_LastNodeUpgraded_RisesAndServes(t *testing.T) {
 	for _, id := range c.ids {
 		until(t, id+" is at level 2", func() bool { return c.node(id).shard.engine.Level() == 2 })
 	}
-	mustNamespace(t, leader, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_create","namespace":"app"}`)
 	if r := do(t, leader, wire.OpIncrement, in("app"), "n", wire.AppendIncrement(nil, 5)); r.Status != wire.StatusOK {
 		t.Errorf("%s %s", r.Status, r.Payload)
 	}
-	d := mustNamespace(t, leader, `{"action":"namespace_describe","namespace":"default"}`)
+	d := mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_describe","namespace":"default"}`)
 	if d.Namespaces[0].Keys != 1 {
 		t.Errorf("the default namespace counts %d keys, and holds one", d.Namespaces[0].Keys)
 	}

@@ -128,10 +128,10 @@ func TestLimits_SettingsChange_KeepWhatWasSpent(t *testing.T) {
 func TestRateLimit_SetAndTakenBack_RefusesBetween(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	set := func(rate int) {
 		t.Helper()
-		mustNamespace(t, n, fmt.Sprintf(`{"action":"namespace_set","namespace":"app","settings":{"ops_per_second":%d}}`, rate))
+		mustAdminister[namespacesDocument](t, n, fmt.Sprintf(`{"action":"namespace_set","namespace":"app","settings":{"ops_per_second":%d}}`, rate))
 		id, _ := n.shard.namespace([]byte("app"))
 		until(t, "the doors know the limit", func() bool {
 			lim := n.shard.limits.of(id)

@@ -39,7 +39,7 @@ func TestCluster_FourthNode_JoinsIsPromotedAndRemoved(t *testing.T) {
 	c.ready(id)
 	var d clusterDocument
 	until(t, "node-4 is a voter", func() bool {
-		d = mustAdminister(t, leader, adminRequest{Action: "list"})
+		d = mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))
 		return roles(d) == "node-1:voter node-2:voter node-3:voter node-4:voter"
 	})
 	recorded(t, c.node(id))
@@ -75,12 +75,12 @@ func TestCluster_FourthNode_JoinsIsPromotedAndRemoved(t *testing.T) {
 		}
 		c.stop(id)
 	}
-	mustAdminister(t, others[0], adminRequest{Action: "remove", ID: id})
-	if d := mustAdminister(t, leader, adminRequest{Action: "list"}); strings.Contains(roles(d), id) {
+	mustAdminister[clusterDocument](t, others[0], asJSON(t, adminRequest{Action: "remove", ID: id}))
+	if d := mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})); strings.Contains(roles(d), id) {
 		t.Errorf("after its removal: %s", roles(d))
 	}
 	removed()
-	mustAdminister(t, leader, adminRequest{Action: "remove", ID: id}) // again: nothing changes
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "remove", ID: id})) // again: nothing changes
 	until(t, "its record says so", func() bool {
 		r, ok := leader.shard.engine.Member(id)
 		return ok && r.Removed
@@ -120,13 +120,13 @@ func TestCluster_WipedMember_IsRefusedWithTheWayBack(t *testing.T) {
 	if _, err := c.open(id, joining); err == nil || !strings.Contains(err.Error(), "kvctl member remove "+id) || !strings.Contains(err.Error(), "--join") {
 		t.Errorf("joining: %v", err)
 	}
-	mustAdminister(t, leader, adminRequest{Action: "remove", ID: id})
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "remove", ID: id}))
 	if _, err := c.open(id, joining); err != nil {
 		t.Fatal(err)
 	}
 	c.ready(id)
 	until(t, id+" votes again", func() bool {
-		return roles(mustAdminister(t, leader, adminRequest{Action: "list"})) == "node-1:voter node-2:voter node-3:voter"
+		return roles(mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))) == "node-1:voter node-2:voter node-3:voter"
 	})
 	c.same()
 }
@@ -137,7 +137,7 @@ func TestAdmin_WhatCannotBe_IsRefusedAndChangesNothing(t *testing.T) {
 	c.start(c.ids...)
 	leader, others := c.leader()
 	recorded(t, leader)
-	before := roles(mustAdminister(t, leader, adminRequest{Action: "list"}))
+	before := roles(mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})))
 	other := others[0].info.NodeID
 	incarnation := strings.Repeat("ab", 16)
 	add := func(change func(*adminRequest)) adminRequest {
@@ -172,7 +172,7 @@ func TestAdmin_WhatCannotBe_IsRefusedAndChangesNothing(t *testing.T) {
 		"add, address taken":   {add(func(q *adminRequest) { q.RaftAddress = c.places[other].raft }), wire.StatusDenied, other + " has the raft address"},
 		"add, id taken":        {add(func(q *adminRequest) { q.ID = other }), wire.StatusDenied, "kvctl member remove " + other},
 	} {
-		if _, r := administer(t, leader, x.q); r.Status != x.want || !strings.Contains(string(r.Payload), x.text) {
+		if _, r := administer[clusterDocument](t, leader, asJSON(t, x.q)); r.Status != x.want || !strings.Contains(string(r.Payload), x.text) {
 			t.Errorf("%s: %s %s, want %s with %q", name, r.Status, r.Payload, x.want, x.text)
 		}
 	}
@@ -181,20 +181,20 @@ func TestAdmin_WhatCannotBe_IsRefusedAndChangesNothing(t *testing.T) {
 			t.Errorf("%s: %s", name, r.Status)
 		}
 	}
-	if after := roles(mustAdminister(t, leader, adminRequest{Action: "list"})); after != before {
+	if after := roles(mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"}))); after != before {
 		t.Errorf("%s, was %s", after, before)
 	}
 	// With one node gone, the removal of the other would leave a leader without a majority.
 	c.stop(others[1].info.NodeID)
 	until(t, "the leader misses the stopped node", func() bool {
-		for _, m := range mustAdminister(t, leader, adminRequest{Action: "list"}).Members {
+		for _, m := range mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "list"})).Members {
 			if m.ID == others[1].info.NodeID {
 				return m.State == stateUnreachable
 			}
 		}
 		return false
 	})
-	if _, r := administer(t, leader, adminRequest{Action: "remove", ID: other}); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "no majority") {
+	if _, r := administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "remove", ID: other})); r.Status != wire.StatusDenied || !strings.Contains(string(r.Payload), "no majority") {
 		t.Errorf("removal of the last follower: %s %s", r.Status, r.Payload)
 	}
 }
@@ -208,7 +208,7 @@ func (denyAdmin) Authorize(_ *Principal, a *Access) bool { return a.Op != wire.O
 func TestAdmin_Authorizer_IsAsked(t *testing.T) {
 	n := openNode(t, t.TempDir(), func(o *Options) { o.Service.Authorizer = denyAdmin{} })
 	defer closeNode(t, n)
-	if _, r := administer(t, n, adminRequest{Action: "list"}); r.Status != wire.StatusDenied {
+	if _, r := administer[clusterDocument](t, n, asJSON(t, adminRequest{Action: "list"})); r.Status != wire.StatusDenied {
 		t.Errorf("%s", r.Status)
 	}
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -19,28 +18,6 @@ func in(ns string) []byte { return wire.AppendExtString(nil, wire.ExtNamespace, 
 // inAny is in for a linearizable read that any node may answer.
 func inAny(ns string) []byte {
 	return wire.AppendExtU8(in(ns), wire.ExtConsistency, wire.ConsistencyAnyNode)
-}
-
-// namespaceAdmin executes one action of namespaces by way of n.
-func namespaceAdmin(t *testing.T, n *Node, document string) (namespacesDocument, wire.Response) {
-	t.Helper()
-	r := do(t, n, wire.OpAdmin, nil, "", []byte(document))
-	var d namespacesDocument
-	if r.Status == wire.StatusOK {
-		if err := json.Unmarshal(r.Payload, &d); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return d, r
-}
-
-func mustNamespace(t *testing.T, n *Node, document string) namespacesDocument {
-	t.Helper()
-	d, r := namespaceAdmin(t, n, document)
-	if r.Status != wire.StatusOK {
-		t.Fatalf("%s: %s %s", document, r.Status, r.Payload)
-	}
-	return d
 }
 
 func TestNamespaceAdmin_EachAction_AnswersOrRefusesWithItsReason(t *testing.T) {
@@ -78,13 +55,13 @@ func TestNamespaceAdmin_EachAction_AnswersOrRefusesWithItsReason(t *testing.T) {
 		{"create the name anew", `{"action":"namespace_create","namespace":"app"}`, wire.StatusOK, `"id":4`},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			_, r := namespaceAdmin(t, n, step.document)
+			_, r := administer[namespacesDocument](t, n, step.document)
 			if r.Status != step.status || !strings.Contains(string(r.Payload), step.want) {
 				t.Errorf("%s %s, want %s with %s", r.Status, r.Payload, step.status, step.want)
 			}
 		})
 	}
-	d := mustNamespace(t, n, `{"action":"namespace_describe","namespace":"app"}`)
+	d := mustAdminister[namespacesDocument](t, n, `{"action":"namespace_describe","namespace":"app"}`)
 	if at := d.Namespaces[0].CreatedAt; time.Since(at).Abs() > time.Hour {
 		t.Errorf("created at %s", at)
 	}
@@ -105,7 +82,7 @@ func TestNamespace_UnknownAndKnown_KeepKeysApart(t *testing.T) {
 			t.Errorf("%s in an unknown namespace: %s %s", r.Op, a.Status, a.Payload)
 		}
 	}
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	put(t, n, "k", "ours")
 	if a := do(t, n, wire.OpGet, in("app"), "k", nil); a.Status != wire.StatusNotFound {
 		t.Errorf("a key of the default namespace: %s", a.Status)
@@ -126,7 +103,7 @@ func TestNamespace_UnknownAndKnown_KeepKeysApart(t *testing.T) {
 func TestNamespace_RetryAfterTheDrop_IsToldItsResult(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	grant, ok := wire.DecodeSessionGrant(do(t, n, wire.OpSessionOpen, nil, "", nil).Payload)
 	if !ok {
 		t.Fatal("no session")
@@ -136,7 +113,7 @@ func TestNamespace_RetryAfterTheDrop_IsToldItsResult(t *testing.T) {
 	if first.Status != wire.StatusOK {
 		t.Fatalf("%s %s", first.Status, first.Payload)
 	}
-	mustNamespace(t, n, `{"action":"namespace_drop","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_drop","namespace":"app"}`)
 	if again := do(t, n, wire.OpPut, ext, "k", []byte("v")); again.Status != wire.StatusOK || !again.Replayed || string(again.Payload) != string(first.Payload) {
 		t.Errorf("the retry: %s %s, replayed %v", again.Status, again.Payload, again.Replayed)
 	}
@@ -221,7 +198,7 @@ func TestAutoCreate_ManyWritesAtOnce_CreateEachOnceAndKeepOrder(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if d := mustNamespace(t, n, `{"action":"namespace_list"}`); len(d.Namespaces) != 1+names {
+	if d := mustAdminister[namespacesDocument](t, n, `{"action":"namespace_list"}`); len(d.Namespaces) != 1+names {
 		t.Errorf("%d namespaces", len(d.Namespaces))
 	}
 	for c := range conns {
@@ -354,19 +331,19 @@ func TestFollowerRead_NamespaceCreatedAndDropped_IsWhatItIs(t *testing.T) {
 	}
 	for i := range 25 {
 		get(i, wire.StatusNoNamespace)
-		mustNamespace(t, leader, `{"action":"namespace_create","namespace":"app"}`)
+		mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_create","namespace":"app"}`)
 		get(i, wire.StatusNotFound)
 		if r := do(t, leader, wire.OpPut, in("app"), "k", []byte("v")); r.Status != wire.StatusOK {
 			t.Fatal(r.Status)
 		}
 		get(i, wire.StatusOK)
-		mustNamespace(t, leader, `{"action":"namespace_drop","namespace":"app"}`)
+		mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_drop","namespace":"app"}`)
 		if i%2 == 0 {
 			get(i, wire.StatusNoNamespace)
 		}
-		mustNamespace(t, leader, `{"action":"namespace_create","namespace":"app"}`)
+		mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_create","namespace":"app"}`)
 		get(i, wire.StatusNotFound)
-		mustNamespace(t, leader, `{"action":"namespace_drop","namespace":"app"}`)
+		mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_drop","namespace":"app"}`)
 	}
 	served := uint64(0)
 	for _, n := range others {
@@ -381,7 +358,7 @@ func TestFollowerRead_NamespaceCreatedAndDropped_IsWhatItIs(t *testing.T) {
 func TestQuota_OverTheEdgeAndBack_IsRefusedAndCounted(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app","settings":{"keys_max":3}}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app","settings":{"keys_max":3}}`)
 	putIn := func(key string) wire.Response { return do(t, n, wire.OpPut, in("app"), key, []byte("v")) }
 	for _, key := range []string{"a", "b", "c", "c"} {
 		if r := putIn(key); r.Status != wire.StatusOK {
@@ -429,7 +406,7 @@ func TestAutoCreate_WriteBehindWaitingOnes_WaitsToo(t *testing.T) {
 		n.service.Serve(to, anonymous, []wire.Request{*r})
 	}
 	serve(1)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	serve(2)
 	put(t, n, "k", "v") // whatever was submitted before is done now
 	if left := to.left.Load(); left != 2 {

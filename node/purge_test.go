@@ -37,14 +37,14 @@ func TestPurge_ManyRecords_GoWhileOthersWrite(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
 	const records = 20000
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	fill(t, n, "app", records)
-	if d := mustNamespace(t, n, `{"action":"namespace_describe","namespace":"app"}`); d.Namespaces[0].Keys != records {
+	if d := mustAdminister[namespacesDocument](t, n, `{"action":"namespace_describe","namespace":"app"}`); d.Namespaces[0].Keys != records {
 		t.Fatalf("%d keys", d.Namespaces[0].Keys)
 	}
 	before := n.shard.engine.Applied().Index
-	mustNamespace(t, n, `{"action":"namespace_drop","namespace":"app"}`)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_drop","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	if r := do(t, n, wire.OpGet, in("app"), "key-000000", nil); r.Status != wire.StatusNotFound {
 		t.Errorf("a key of the old namespace in the new one: %s", r.Status)
 	}
@@ -62,7 +62,7 @@ func TestPurge_ManyRecords_GoWhileOthersWrite(t *testing.T) {
 		t.Errorf("%d writes were done while %d pieces were purged", during, records/purgeRecordsMax)
 	}
 	t.Logf("%d writes in %d entries while %d records went", during, n.shard.engine.Applied().Index-before, records)
-	d := mustNamespace(t, n, `{"action":"namespace_list"}`)
+	d := mustAdminister[namespacesDocument](t, n, `{"action":"namespace_list"}`)
 	if len(d.Namespaces) != 2 || d.Namespaces[1].Keys != 0 || d.Namespaces[1].State != "active" {
 		t.Errorf("%+v", d)
 	}
@@ -77,10 +77,10 @@ func TestPurge_LeaderChanges_GoesOn(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.start(c.ids...)
 	leader, _ := c.leader()
-	mustNamespace(t, leader, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_create","namespace":"app"}`)
 	fill(t, leader, "app", 8000)
 	id, _ := leader.shard.namespace([]byte("app"))
-	mustNamespace(t, leader, `{"action":"namespace_drop","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_drop","namespace":"app"}`)
 	var left atomic.Uint64
 	until(t, "the purge has begun", func() bool {
 		d, ok := leader.shard.engine.NamespaceByID(id)

@@ -40,7 +40,7 @@ func TestRebuild_LogLostItsEnd_IsRefusedAndNothingIsLost(t *testing.T) {
 			leader, _ := c.leader()
 			recorded(t, leader)
 			if leader.info.NodeID == "node-3" {
-				mustAdminister(t, leader, adminRequest{Action: "transfer", ID: "node-2"})
+				mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "transfer", ID: "node-2"}))
 			}
 			c.same()
 			c.stop("node-3") // which lacks what comes now

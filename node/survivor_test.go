@@ -40,7 +40,7 @@ func (c *cluster) join(id string) {
 				return true
 			}
 		}
-		_, _ = administer(c.t, leader, adminRequest{Action: "promote", ID: id}) // refused until it has caught up
+		_, _ = administer[clusterDocument](c.t, leader, asJSON(c.t, adminRequest{Action: "promote", ID: id})) // refused until it has caught up
 		return false
 	})
 }
@@ -296,7 +296,7 @@ func TestRecover_LearnerWhoseRecordIsBehindTheCheckpoint_IsMarkedRemovedToo(t *t
 	}
 	c.ready("node-3")
 	recorded(t, leader)
-	mustAdminister(t, leader, adminRequest{Action: "demote", ID: "node-3"}) // it stays a learner
+	mustAdminister[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "demote", ID: "node-3"})) // it stays a learner
 	c.same()
 	image := t.TempDir() // what a crash at this moment leaves
 	if err := os.CopyFS(image, os.DirFS(c.places["node-1"].dir)); err != nil {

@@ -51,7 +51,7 @@ func (g *gate) is(ok func() bool) func() bool {
 func TestWatch_NamespaceDroppedWhileThereIsNoRoom_Ends(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	g := &gate{}
 	n.service.Serve(g, anonymous, []wire.Request{*request(t, wire.OpWatch, in("app"), "", wire.AppendWatchRequest(nil, &wire.WatchRequest{Flags: wire.WatchFromNow}))})
 	until(t, "the watch has begun", g.is(func() bool { return g.frames == 1 }))
@@ -62,7 +62,7 @@ func TestWatch_NamespaceDroppedWhileThereIsNoRoom_Ends(t *testing.T) {
 		t.Fatal(r.Status)
 	}
 	until(t, "an event has found no room", g.is(func() bool { return g.refuse == 1 }))
-	mustNamespace(t, n, `{"action":"namespace_drop","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_drop","namespace":"app"}`)
 	until(t, "it is purged", func() bool { _, ok := n.shard.engine.Purging(); return !ok })
 	g.mu.Lock()
 	g.shut = false
@@ -191,10 +191,10 @@ func TestWatch_PreviousOfAnExpiry_IsToldWhileOthersWrite(t *testing.T) {
 func TestWatch_NamespaceMadeAnewWhileTheClientWasAway_IsNotTakenForTheOldOne(t *testing.T) {
 	n := openNode(t, t.TempDir(), nil)
 	defer closeNode(t, n)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	old, _ := n.shard.engine.Namespace([]byte("app"))
-	mustNamespace(t, n, `{"action":"namespace_drop","namespace":"app"}`)
-	mustNamespace(t, n, `{"action":"namespace_create","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_drop","namespace":"app"}`)
+	mustAdminister[namespacesDocument](t, n, `{"action":"namespace_create","namespace":"app"}`)
 	now, ok := n.shard.engine.Namespace([]byte("app"))
 	if !ok || now <= old {
 		t.Fatalf("the namespace has the number %d after %d", now, old)
