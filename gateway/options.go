@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"kvstore/wire"
 )
 
@@ -49,6 +47,26 @@ type Options struct {
 	// StallTimeout bounds how long the reader of an event stream may take for 32 KiB of it before it is cut off; what
 	// waits for it is counted against AnswerBytesMax. Default 30 s.
 	StallTimeout time.Duration
+
+	// RequestsPerSecond bounds the requests of all clients together, and ClientRequestsPerSecond those of each one,
+	// over all doors of this package. A client is an IPv4 address or a /64 of IPv6. A second's worth may come at once;
+	// beyond it requests are refused with LIMITED. Default 0: no bound. A stream is one request.
+	RequestsPerSecond, ClientRequestsPerSecond uint64
+
+	// RequestLog says which requests are logged, each as a line of JSON. Default RequestLogOff.
+	RequestLog RequestLogMode
+	// RequestLogFile is the file that they are appended to. It may be moved away at any time: a new one is begun then.
+	// Default, and "-": standard error.
+	RequestLogFile string
+	// RequestLogSample is of how many requests that did not fail one is logged by RequestLogSampled. Default 1000.
+	RequestLogSample int
+	// RequestLogRate bounds the lines a second, those of failures and the others each. What is dropped is counted, and
+	// told in the next line. Default 100.
+	RequestLogRate int
+
+	// Set by tests: how many clients have a rate of their own, and the clock of rates.
+	clientsMax int
+	now        func() int64
 }
 
 const (
@@ -63,48 +81,19 @@ const (
 
 // Server is the REST door.
 type Server struct {
+	*Door
 	// Immutable after New.
-	o       Options
-	bodies  *semaphore.Weighted
-	answers *semaphore.Weighted
-	origin  *http.CrossOriginProtection
+	origin *http.CrossOriginProtection
 
-	streams streams
-	stats   requestStats
+	stats requestStats
 }
 
-// New builds a REST door; it is an http.Handler.
-func New(o Options) *Server {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
-	if o.BodyBytesMax == 0 {
-		o.BodyBytesMax = bodyBytesMaxDefault
-	}
-	if o.BodyTimeout == 0 {
-		o.BodyTimeout = bodyTimeoutDefault
-	}
-	if o.AnswerBytesMax == 0 {
-		o.AnswerBytesMax = answerBytesMaxDefault
-	}
-	if o.AnswerTimeout == 0 {
-		o.AnswerTimeout = answerTimeoutDefault
-	}
-	if o.RequestTimeout == 0 {
-		o.RequestTimeout = wire.TimeoutDefault
-	}
-	if o.StreamsMax == 0 {
-		o.StreamsMax = streamsMaxDefault
-	}
-	if o.StallTimeout == 0 {
-		o.StallTimeout = stallTimeoutDefault
-	}
-	s := &Server{
-		o: o, bodies: semaphore.NewWeighted(o.BodyBytesMax), answers: semaphore.NewWeighted(o.AnswerBytesMax),
-		origin: http.NewCrossOriginProtection(),
-	}
-	s.streams.ending, s.streams.end = context.WithCancel(context.Background())
-	return s
+// New builds a REST door with a Door of its own; it is an http.Handler.
+func New(o Options) *Server { return NewREST(NewDoor(o)) }
+
+// NewREST builds a REST door that shares d with other doors; it is an http.Handler.
+func NewREST(d *Door) *Server {
+	return &Server{Door: d, origin: http.NewCrossOriginProtection()}
 }
 
 // HTTPServer wraps the door in an http.Server with the deadlines of this package. Its Shutdown ends the event streams.

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"net/http"
 	"strings"
 	"time"
@@ -107,13 +106,6 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 func writeDocument(w http.ResponseWriter, doc []byte) {
 	w.Header().Set("Cache-Control", "no-store")
 	sendJSON(w, http.StatusOK, "application/json", append(doc, '\n'))
-}
-
-// do executes req within the request's deadline.
-func (s *Server) do(ctx context.Context, req *wire.Request) wire.Response {
-	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
-	defer cancel()
-	return s.o.Service.Do(ctx, s.o.Principal, req)
 }
 
 // recorder remembers the class of an answer. The status of HTTP would not do: 404 is both an absent key,

@@ -9,9 +9,15 @@ import (
 	"kvstore/wire"
 )
 
-// doorOps are the operations that the doors serve.
+// doorOps are the operations that the doors of this package serve.
 var doorOps = [...]wire.Opcode{wire.OpGet, wire.OpPut, wire.OpDelete, wire.OpStatus, wire.OpAdmin,
 	wire.OpTouch, wire.OpIncrement, wire.OpScan, wire.OpMultiGet, wire.OpBatch, wire.OpTxn, wire.OpWatch}
+
+// The protocols, as metrics and the log of requests call them.
+const (
+	protocolREST = "rest"
+	protocolGRPC = "grpc"
+)
 
 // outcomes names the classes of status that a request's duration is counted under, by wire.Class; the
 // binary protocol's door uses the same names.
@@ -34,9 +40,9 @@ func (s *requestStats) observe(op wire.Opcode, class wire.Class, d time.Duration
 
 // WriteDurations writes the series of kvstore_request_duration_seconds for this door, without the
 // family's header: other doors contribute to the same family.
-func (s *Server) WriteDurations(w io.Writer) error { return s.stats.write(w, "rest") }
+func (s *Server) WriteDurations(w io.Writer) error { return s.stats.write(w, protocolREST) }
 
-// write writes the series of a door.
+// write writes the histograms of a door.
 func (s *requestStats) write(w io.Writer, protocol string) error {
 	for i, op := range doorOps {
 		for class, name := range outcomes {

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"kvstore/wire"
@@ -30,13 +29,6 @@ const (
 	// streamsRetrySeconds is the pause suggested to a client that finds all streams taken.
 	streamsRetrySeconds = 5
 )
-
-// streams bounds the event streams and ends them when the server stops: http.Server.Shutdown would wait for them.
-type streams struct {
-	ending context.Context // ends when the server is to stop
-	end    context.CancelFunc
-	open   atomic.Int64
-}
 
 // parseWatch reads what a watch asks for from the path's rest, the query and Last-Event-ID.
 func parseWatch(escaped string, r *http.Request) (ext []byte, watch *wire.WatchRequest, ref *wire.Refusal) {

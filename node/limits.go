@@ -10,15 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvstore/internal/rate"
 	"kvstore/wire"
 )
 
-const (
-	// limitsInterval is how often the doors look whether the settings of namespaces have changed.
-	limitsInterval = 100 * time.Millisecond
-	// limitBurst is how much of its rate a namespace may take at once after a pause.
-	limitBurst = time.Second
-)
+// limitsInterval is how often the doors look whether the settings of namespaces have changed.
+const limitsInterval = 100 * time.Millisecond
 
 // limits bounds what the requests of each namespace may take of this node: operations a second, and watches. The
 // settings are state; this is their copy for the doors, at most limitsInterval behind, so that a request costs one
@@ -44,12 +41,10 @@ type limit struct {
 	// Immutable.
 	name     string
 	settings wire.NamespaceSettings
-	cost     int64 // nanoseconds of the rate that one operation takes; 0: there is no rate
 	counts   *counts
 
-	// spent is until when, on Shard.now, the rate is spent by what was allowed. It moves on by cost for each
-	// operation, and may be limitBurst ahead of now.
-	spent atomic.Int64
+	// rate is of operations, on Shard.now.
+	rate rate.Bucket
 }
 
 func newLimits() *limits {
@@ -94,11 +89,9 @@ func (l *limits) refresh(all []namespace) {
 		}
 		same = false
 		now := &limit{name: n.Name, settings: n.Settings, counts: l.countsOf(n.ID)}
-		if rate := n.Settings.OpsPerSecond; rate != 0 {
-			now.cost = int64((uint64(time.Second)-1)/rate + 1)
-		}
+		now.rate.Set(n.Settings.OpsPerSecond)
 		if before != nil {
-			now.spent.Store(before.spent.Load())
+			now.rate.Inherit(&before.rate)
 		}
 		limited[n.ID] = now
 	}
@@ -154,10 +147,10 @@ func (l *limits) of(ns uint32) *limit {
 // allow takes items operations off the rate of a namespace, or refuses. It is lock-free.
 func (l *limits) allow(s *Shard, ns uint32, items int) *wire.Refusal {
 	lim := l.of(ns)
-	if lim == nil || lim.cost == 0 {
+	if lim == nil || !lim.rate.Limited() {
 		return nil
 	}
-	wait := lim.take(max(items, 1), s.now())
+	wait := lim.rate.Take(max(items, 1), s.now())
 	if wait == 0 {
 		return nil
 	}
@@ -165,23 +158,6 @@ func (l *limits) allow(s *Shard, ns uint32, items int) *wire.Refusal {
 	return &wire.Refusal{
 		Status: wire.StatusLimited, Limit: lim.settings.OpsPerSecond, RetryAfterMs: uint32(min((wait+int64(time.Millisecond)-1)/int64(time.Millisecond), math.MaxUint32)),
 		Text: fmt.Sprintf("namespace %q may have %d operations a second at each node (ops_per_second); nothing was changed: try again after the pause that the answer names", lim.name, lim.settings.OpsPerSecond),
-	}
-}
-
-// take spends items operations, or gives the nanoseconds after which it would. A request of more than limitBurst's
-// worth is allowed once nothing is spent any more; what follows then waits until it is paid for.
-func (m *limit) take(items int, now int64) (wait int64) {
-	cost := m.cost * int64(items) // at most 1e9 × wire.BatchOpsMax: far below 2^63
-	for {
-		old := m.spent.Load()
-		from := max(old, now)
-		room := max(int64(limitBurst), cost)
-		if over := from + cost - now - room; over > 0 {
-			return over
-		}
-		if m.spent.CompareAndSwap(old, from+cost) {
-			return 0
-		}
 	}
 }
 

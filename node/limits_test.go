@@ -2,7 +2,6 @@ package node
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -15,59 +14,6 @@ func limitsFor(s wire.NamespaceSettings) *limits {
 	l := newLimits()
 	l.refresh([]namespace{{ID: 1, Name: "default"}, {ID: 7, Name: "app", Settings: s}})
 	return l
-}
-
-// Over any stretch of time no more is allowed than the rate gives, plus one second's worth, or one request that is
-// larger than that; and what waits as long as it is told to is allowed then.
-func TestLimit_AnyLoad_KeepsTheRateAndItsPromise(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	for run := range 50 {
-		rng := rand.New(rand.NewPCG(seed, uint64(run)))
-		rate := uint64(1 + rng.IntN(5000))
-		m := limitsFor(wire.NamespaceSettings{OpsPerSecond: rate}).of(7)
-		type grant struct {
-			at    int64
-			items int
-		}
-		var grants []grant
-		now := rng.Int64N(1e12)
-		largest := 0
-		for range 300 {
-			now += rng.Int64N(int64(time.Second) / 4)
-			items := 1 + rng.IntN(int(rate))
-			if rng.IntN(20) == 0 {
-				items = int(rate) * (2 + rng.IntN(3))
-			}
-			wait := m.take(items, now)
-			if wait > 0 && rng.IntN(2) == 0 {
-				if m.take(items, now+wait-2) == 0 {
-					t.Fatalf("run %d: %d items are allowed 2 ns before they may be", run, items)
-				}
-				now += wait
-				if wait = m.take(items, now); wait != 0 {
-					t.Fatalf("run %d: after the pause that was named, %d items are to wait for %d ns more", run, items, wait)
-				}
-			}
-			if wait == 0 {
-				grants = append(grants, grant{now, items})
-				largest = max(largest, items)
-			}
-		}
-		for i := range grants {
-			sum := 0
-			for j := i; j < len(grants); j++ {
-				sum += grants[j].items
-				span := float64(grants[j].at-grants[i].at) / 1e9
-				if most := float64(rate)*span + float64(max(int(rate), grants[j].items)) + 1; float64(sum) > most {
-					t.Fatalf("run %d: %d items within %.3f s at %d a second; at most %.0f", run, sum, span, rate, most)
-				}
-			}
-		}
-		if largest <= int(rate) {
-			t.Errorf("run %d: no request of more than a second's worth was ever allowed", run)
-		}
-	}
 }
 
 func TestLimits_Watches_AreRefusedBeyondTheirNumber(t *testing.T) {
@@ -101,7 +47,7 @@ func TestLimits_Watches_AreRefusedBeyondTheirNumber(t *testing.T) {
 // Settings that change keep what was spent; a namespace that goes leaves nothing behind.
 func TestLimits_SettingsChange_KeepWhatWasSpent(t *testing.T) {
 	l := limitsFor(wire.NamespaceSettings{OpsPerSecond: 10})
-	if wait := l.of(7).take(10, 0); wait != 0 {
+	if wait := l.of(7).rate.Take(10, 0); wait != 0 {
 		t.Fatal("the first second's worth is refused")
 	}
 	before := l.of(7)
@@ -110,7 +56,7 @@ func TestLimits_SettingsChange_KeepWhatWasSpent(t *testing.T) {
 		t.Error("the same settings began anew")
 	}
 	l.refresh([]namespace{{ID: 7, Name: "app", Settings: wire.NamespaceSettings{OpsPerSecond: 20}}})
-	if wait := l.of(7).take(1, 0); wait != int64(time.Second)/20 {
+	if wait := l.of(7).rate.Take(1, 0); wait != int64(time.Second)/20 {
 		t.Errorf("with a second spent, one more has to wait for %d ns", wait)
 	}
 	l.refresh([]namespace{{ID: 7, Name: "app", Dropping: true, Settings: wire.NamespaceSettings{OpsPerSecond: 20}}})
