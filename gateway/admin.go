@@ -209,8 +209,7 @@ func isJSON(h http.Header) bool {
 }
 
 func unsupportedMedia(w http.ResponseWriter) {
-	classify(w, wire.ClassRefused)
-	writeJSON(w, http.StatusUnsupportedMediaType, "application/problem+json", problem{
+	writeProblem(w, wire.ClassRefused, &problem{
 		Type: "about:blank", Title: "UNSUPPORTED_MEDIA_TYPE", Status: http.StatusUnsupportedMediaType, Code: "KV-3000",
 		Detail: "this route takes a body of Content-Type application/json, not encoded further; nothing was changed", Applied: "no",
 	})

@@ -173,6 +173,7 @@ func operationsOf(req *wire.Request) func(yield func(*wire.Item) bool) {
 // answerBatch tells what became of puts and deletes.
 func (s *Server) answerBatch(w http.ResponseWriter, req *wire.Request, resp *wire.Response) {
 	rev, _, _, _ := wire.DecodeResult(resp.Payload) // validResult has seen it
+	sawRevision(w, rev)
 	s.streamJSON(w, len(resp.Payload), true, func(j *jsonWriter) {
 		j.open('{')
 		j.field("results")
@@ -186,6 +187,7 @@ func (s *Server) answerBatch(w http.ResponseWriter, req *wire.Request, resp *wir
 // answerMultiGet gives the records in the order of the keys.
 func (s *Server) answerMultiGet(w http.ResponseWriter, req *wire.Request, resp *wire.Response) {
 	rev, _, _, _ := wire.DecodeResult(resp.Payload) // validResult has seen it
+	sawRevision(w, rev)
 	s.streamJSON(w, len(resp.Payload), false, func(j *jsonWriter) {
 		j.open('{')
 		j.field("items")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -65,7 +66,7 @@ func (o *Options) Check() error {
 	if o.RequestLogSample < 0 || o.RequestLogRate < 0 {
 		errs = append(errs, fmt.Errorf("request log: sample %d and rate %d may not be negative", o.RequestLogSample, o.RequestLogRate))
 	}
-	if !o.RequestLog.valid() {
+	if !slices.Contains([]string{"", RequestLogOff, RequestLogErrors, RequestLogSampled, RequestLogAll}, o.RequestLog) {
 		errs = append(errs, fmt.Errorf("request log %q is none of off, errors, sampled and all", o.RequestLog))
 	}
 	return errors.Join(errs...)

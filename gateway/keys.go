@@ -18,23 +18,10 @@ const incrementPath = "/api/v1/increment/"
 
 // key serves one key: PUT, GET, HEAD, DELETE, and PATCH for its time to live. escaped is the rest of the path as the
 // client wrote it.
-func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) wire.Opcode {
-	op := wire.OpGet
-	switch r.Method {
-	case http.MethodPut:
-		op = wire.OpPut
-	case http.MethodDelete:
-		op = wire.OpDelete
-	case http.MethodPatch:
-		op = wire.OpTouch
-	case http.MethodGet, http.MethodHead:
-		// HEAD tells all that GET would, the length of the value included, so it reads the record too.
-	default:
-		methodNotAllowed(w, "GET, HEAD, PUT, DELETE, PATCH")
-		return op
+func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) {
+	if allow(w, r, http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodPatch) {
+		s.keyOp(w, r, keyOperation(r.Method), escaped)
 	}
-	s.keyOp(w, r, op, escaped)
-	return op
 }
 
 // increment adds to a number.
@@ -300,6 +287,7 @@ func answerPut(w http.ResponseWriter, resp *wire.Response) {
 		return
 	}
 	w.Header().Set("ETag", etag(v))
+	sawRevision(w, v)
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"version": strconv.FormatUint(v, 10)})
 }
 
@@ -309,6 +297,7 @@ func answerDelete(w http.ResponseWriter, resp *wire.Response) {
 		fail(w, true, resp)
 		return
 	}
+	sawRevision(w, v)
 	writeJSON(w, http.StatusOK, "application/json", struct {
 		Deleted bool   `json:"deleted"`
 		Version string `json:"version"`
@@ -322,6 +311,7 @@ func answerIncrement(w http.ResponseWriter, resp *wire.Response) {
 		return
 	}
 	w.Header().Set("ETag", etag(v))
+	sawRevision(w, v)
 	writeJSON(w, http.StatusOK, "application/json", struct {
 		Value   string `json:"value"`
 		Version string `json:"version"`
@@ -356,6 +346,7 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 				continue
 			}
 			h.Set("ETag", etag(m.Version))
+			sawRevision(w, m.Version)
 			h.Set("X-KV-Created-At", stamp(m.CreatedAt))
 			h.Set("X-KV-Updated-At", stamp(m.UpdatedAt))
 			if m.ExpiresAt != 0 {

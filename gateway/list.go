@@ -122,6 +122,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 		failUnreadable(w)
 		return
 	}
+	sawRevision(w, page.Revision)
 	s.streamJSON(w, len(resp.Payload), false, func(j *jsonWriter) {
 		values := l.scan.Flags&wire.ScanKeysOnly == 0
 		j.open('{')
@@ -220,6 +221,7 @@ func (s *Server) count(w http.ResponseWriter, r *http.Request, l *listing, req *
 			return
 		}
 	}
+	sawRevision(w, page.Revision)
 	s.streamJSON(w, 0, false, func(j *jsonWriter) {
 		j.open('{')
 		j.field("count")

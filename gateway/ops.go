@@ -2,11 +2,14 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/pprof"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"kvstore/internal/failpoint"
@@ -55,7 +58,39 @@ func NewOps(o Operations) *http.Server {
 	if failpoint.Enabled {
 		mux.Handle("/debug/failpoints", failpoint.Handler())
 	}
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerBytesMax}
+	return &http.Server{Handler: timed(mux, opsTime), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: headerBytesMax}
+}
+
+const (
+	// opsTime is how long a request of the operator's port may take to be read and answered.
+	opsTime = 30 * time.Second
+	// profileSecondsMax bounds the longest profile or trace.
+	profileSecondsMax = 600
+)
+
+// timed bounds what a peer that neither sends nor takes anything can hold. A profile takes as long as it is asked to
+// besides; a fixed http.Server.WriteTimeout would refuse it.
+func timed(next http.Handler, most time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limit := most
+		if strings.HasPrefix(r.URL.Path, "/debug/pprof/") {
+			seconds, err := strconv.ParseFloat(cmp.Or(r.URL.Query().Get("seconds"), "30"), 64)
+			if err != nil || !(seconds >= 0 && seconds <= profileSecondsMax) {
+				http.Error(w, fmt.Sprintf("seconds is not a number from 0 to %d", profileSecondsMax), http.StatusBadRequest)
+				return
+			}
+			limit += time.Duration(seconds * float64(time.Second))
+		}
+		// Errors mean that there is no connection (any more): whoever reads or writes meets it.
+		c := http.NewResponseController(w)
+		_ = c.SetWriteDeadline(time.Now().Add(limit))
+		if r.ContentLength != 0 {
+			// net/http reads what the handler leaves.
+			_ = c.SetReadDeadline(time.Now().Add(limit))
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // readyz answers 200 when every check passes, else 503. ?exclude=NAME leaves a check out, ?verbose lists

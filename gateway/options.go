@@ -53,8 +53,8 @@ type Options struct {
 	// beyond it requests are refused with LIMITED. Default 0: no bound. A stream is one request.
 	RequestsPerSecond, ClientRequestsPerSecond uint64
 
-	// RequestLog says which requests are logged, each as a line of JSON. Default RequestLogOff.
-	RequestLog RequestLogMode
+	// RequestLog says which requests are logged, each as a line of JSON: one of the modes below. Default RequestLogOff.
+	RequestLog string
 	// RequestLogFile is the file that they are appended to. It may be moved away at any time: a new one is begun then.
 	// Default, and "-": standard error.
 	RequestLogFile string

@@ -9,7 +9,7 @@ import (
 	"kvstore/wire"
 )
 
-// problem is the body of every error: RFC 9457 problem details with three members of ours.
+// problem is the body of every error: RFC 9457 problem details with some members of ours.
 type problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
@@ -25,6 +25,9 @@ type problem struct {
 	Failed []failedCondition `json:"failed,omitempty"`
 	// Committed, of a transaction that surely was not, is false.
 	Committed *bool `json:"committed,omitempty"`
+	// RequestID is what the request is called, here as in the header X-Request-Id. It is not told of one operation
+	// among many.
+	RequestID string `json:"request_id,omitempty"`
 }
 
 // failedCondition names a condition that did not hold: the operation's place, the condition's place in it, and, in a
@@ -117,7 +120,6 @@ const (
 
 // sendProblem answers with p, which describes r.
 func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
-	classify(w, r.Status.Class())
 	for ext := r.Ext; len(ext) > 0; {
 		t, v, rest, err := wire.NextExt(ext)
 		if err != nil {
@@ -136,7 +138,21 @@ func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
 		}
 		w.Header().Set("Retry-After", strconv.Itoa(pause))
 	}
+	writeProblem(w, r.Status.Class(), p)
+}
+
+// writeProblem answers with p and nothing else.
+func writeProblem(w http.ResponseWriter, class wire.Class, p *problem) {
+	toldProblem(w, class, p)
 	writeJSON(w, p.Status, "application/problem+json", p)
+}
+
+// toldProblem notes that the request is answered, or its stream ended, with p, and gives p the request's id.
+func toldProblem(w http.ResponseWriter, class wire.Class, p *problem) {
+	if r, ok := w.(*recorder); ok {
+		r.class, r.code, r.failed = class, p.Code, p.Status >= http.StatusInternalServerError
+		p.RequestID = r.id
+	}
 }
 
 // refuse answers with a refusal of the gateway's own.

@@ -17,25 +17,14 @@ import (
 	"kvstore/wire"
 )
 
-// RequestLogMode says which requests are logged.
-type RequestLogMode string
-
-// The modes. A failure is an answer that blames the server: 5xx, or what gRPC has for it. What a client did wrong, and
-// what it has no share for, is none.
+// The modes of Options.RequestLog. A failure is an answer that blames the server: 5xx, or what gRPC has for it. What a
+// client did wrong, and what it has no share for, is none.
 const (
-	RequestLogOff     RequestLogMode = "off"     // none
-	RequestLogErrors  RequestLogMode = "errors"  // every failure
-	RequestLogSampled RequestLogMode = "sampled" // every failure, and one in RequestLogSample of the others
-	RequestLogAll     RequestLogMode = "all"     // every request
+	RequestLogOff     = "off"     // none
+	RequestLogErrors  = "errors"  // every failure
+	RequestLogSampled = "sampled" // every failure, and one in RequestLogSample of the others
+	RequestLogAll     = "all"     // every request
 )
-
-func (m RequestLogMode) valid() bool {
-	switch m {
-	case "", RequestLogOff, RequestLogErrors, RequestLogSampled, RequestLogAll:
-		return true
-	}
-	return false
-}
 
 const (
 	requestLogSampleDefault = 1000
@@ -95,7 +84,7 @@ type logLine struct {
 // disk: lines wait in a bounded queue for a goroutine that lives while there are some.
 type requestLog struct {
 	// Immutable after init.
-	mode   RequestLogMode
+	mode   string
 	sample uint64
 	path   string // "": standard error
 	logger *slog.Logger

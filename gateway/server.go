@@ -2,25 +2,90 @@ package gateway
 
 import (
 	"net/http"
-	"strings"
+	"net/netip"
+	"net/url"
 	"time"
 
 	"kvstore/wire"
 )
 
-const keysPath = "/api/v1/keys/"
-
-// ServeHTTP routes by the escaped path as the client wrote it. http.ServeMux is not used: it cleans
-// paths and redirects, while `a//b` and `a/../b` are keys of their own here.
+// ServeHTTP serves one request: it gives it an id and its time, asks the limits, has the route's handler answer, and
+// notes what came of it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rec := &recorder{ResponseWriter: w, accepted: accept(r.Header.Values("Accept-Encoding"))}
 	start := time.Now()
-	s.limitTime(rec, r, start)
-	op := s.route(rec, r)
-	if rec.took == 0 {
-		rec.took = time.Since(start)
+	rec := &recorder{ResponseWriter: w, id: requestID(r.Header[requestIDHeader]), accepted: accept(r.Header.Values("Accept-Encoding"))}
+	rec.Header().Set(requestIDHeader, rec.id)
+	if r.ContentLength != 0 {
+		rec.in.ReadCloser = r.Body
+		r.Body = &rec.in
 	}
-	s.stats.observe(op, rec.class, rec.took)
+	s.limitTime(rec, r, start)
+	at := placeOf(r)
+	rec.op, rec.route = at.op, at.route
+	// Without a port there is no connection of TCP behind this; all such requests are of one client.
+	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
+	if ref := s.admit(remote.Addr()); ref != nil {
+		answer := wire.ErrorResponse(ref, nil)
+		fail(rec, at.changes(r), &answer)
+	} else if s.origin.Check(r) != nil {
+		rec.op = noOp
+		writeProblem(rec, wire.ClassRefused, &problem{
+			Type: "about:blank", Title: "CROSS_ORIGIN", Status: http.StatusForbidden, Code: "KV-3000", Applied: "no",
+			Detail: "a browser sent this for a page of another site; nothing was changed",
+		})
+	} else {
+		at.serve(s, rec, r, at.rest)
+	}
+	took := time.Since(start)
+	if rec.took == 0 {
+		rec.took = took
+	}
+	s.stats.observe(rec.op, rec.class, rec.took)
+	if s.log.wants(rec.failed) {
+		s.log.note(rec.entry(r, start, took))
+	}
+}
+
+// entry tells of the request in the log.
+func (r *recorder) entry(q *http.Request, start time.Time, took time.Duration) *requestEntry {
+	e := &requestEntry{
+		Time: start.UTC(), ID: r.id, Protocol: protocolREST, Method: methodName(q.Method), Route: r.route, Namespace: namespaceOf(q.URL.RawQuery), Remote: q.RemoteAddr,
+		Status: r.status, Code: r.code, Microseconds: took.Microseconds(), RequestBytes: r.in.n, ResponseBytes: r.out, Revision: r.revision, Failed: r.failed,
+	}
+	if r.op != noOp {
+		e.Operation = r.op.String()
+	}
+	if q.Method == http.MethodHead {
+		e.ResponseBytes = 0 // net/http has left out what was written
+	}
+	if e.Status == 0 {
+		e.Status = http.StatusOK // net/http sends it when the handler has returned
+	}
+	return e
+}
+
+// methodName gives a method as it may stand in the log: a client may send any token for one.
+func methodName(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return method
+	}
+	return "other"
+}
+
+// namespaceOf gives the namespace that a query names, if it can be one.
+func namespaceOf(query string) string {
+	if query == "" {
+		return ""
+	}
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return ""
+	}
+	if name := q.Get("namespace"); wire.ValidNamespaceName(name) {
+		return name
+	}
+	return ""
 }
 
 // limitTime bounds what a peer that neither sends nor takes anything can hold. An error means that there is
@@ -39,54 +104,9 @@ func (s *Server) limitTime(w http.ResponseWriter, r *http.Request, start time.Ti
 	}
 }
 
-// noOp is the operation of a request that is none.
-const noOp wire.Opcode = 0
-
-func (s *Server) route(w http.ResponseWriter, r *http.Request) wire.Opcode {
-	path := r.URL.EscapedPath()
-	if err := s.origin.Check(r); err != nil {
-		classify(w, wire.ClassRefused)
-		writeJSON(w, http.StatusForbidden, "application/problem+json", problem{
-			Type: "about:blank", Title: "CROSS_ORIGIN", Status: http.StatusForbidden, Code: "KV-3000", Applied: "no",
-			Detail: "a browser sent this for a page of another site; nothing was changed",
-		})
-		return noOp
-	}
-	switch {
-	case strings.HasPrefix(path, keysPath):
-		return s.key(w, r, path[len(keysPath):])
-	case path == listPath:
-		s.list(w, r)
-		return wire.OpScan
-	case strings.HasPrefix(path, watchPath):
-		s.watch(w, r, path[len(watchPath):])
-		return wire.OpWatch
-	case strings.HasPrefix(path, incrementPath):
-		s.increment(w, r, path[len(incrementPath):])
-		return wire.OpIncrement
-	case groupRoutes[path] != nil:
-		s.group(w, r, groupRoutes[path])
-		return groupRoutes[path].op
-	case path == statusPath:
-		if allow(w, r, http.MethodGet, http.MethodHead) {
-			s.status(w, r)
-		}
-		return wire.OpStatus
-	case strings.HasPrefix(path, adminPath) && s.admin(w, r, path):
-		return wire.OpAdmin
-	}
-	writeJSON(w, http.StatusNotFound, "application/problem+json", problem{
-		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000",
-		Detail: "no such route; keys are under " + keysPath + "{key}, lists at " + listPath + ", changes under " + watchPath + "{prefix}, batches at " + batchPath +
-			"put, get and delete, transactions at " + transactionPath + ", the cluster's state is at " + statusPath + ", its members at " + membersPath + ", its namespaces at " + namespacesPath,
-	})
-	return noOp
-}
-
 func methodNotAllowed(w http.ResponseWriter, allow string) {
-	classify(w, wire.ClassRefused)
 	w.Header().Set("Allow", allow)
-	writeJSON(w, http.StatusMethodNotAllowed, "application/problem+json", problem{
+	writeProblem(w, wire.ClassRefused, &problem{
 		Type: "about:blank", Title: "METHOD_NOT_ALLOWED", Status: http.StatusMethodNotAllowed, Code: "KV-3000",
 		Detail: "this route takes " + allow, Applied: "no",
 	})
@@ -107,24 +127,3 @@ func writeDocument(w http.ResponseWriter, doc []byte) {
 	w.Header().Set("Cache-Control", "no-store")
 	sendJSON(w, http.StatusOK, "application/json", append(doc, '\n'))
 }
-
-// recorder remembers the class of an answer. The status of HTTP would not do: 404 is both an absent key,
-// which is a result, and an absent namespace, which is a refusal.
-type recorder struct {
-	http.ResponseWriter
-	class wire.Class
-	// took, when set, is the duration that counts: of a stream the time until it began.
-	took time.Duration
-	// accepted is what the client takes of codings.
-	accepted accepted
-}
-
-// classify notes the class of the answer; without it the class is ClassResult.
-func classify(w http.ResponseWriter, c wire.Class) {
-	if r, ok := w.(*recorder); ok {
-		r.class = c
-	}
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -9,6 +9,7 @@ import (
 // answerTransaction tells what a transaction that was committed did and read.
 func (s *Server) answerTransaction(w http.ResponseWriter, req *wire.Request, resp *wire.Response) {
 	rev, _, _, _ := wire.DecodeResult(resp.Payload) // validResult has seen it
+	sawRevision(w, rev)
 	s.streamJSON(w, len(resp.Payload), true, func(j *jsonWriter) {
 		j.open('{')
 		j.field("committed")

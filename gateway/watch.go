@@ -244,6 +244,7 @@ func (es *eventStream) frame(resp *wire.Response) error {
 		es.id(batch.Revision)
 		es.j.raw("\n")
 	}
+	sawRevision(es.w, batch.Revision)
 	es.err = es.flush()
 	return es.err
 }
@@ -336,8 +337,8 @@ func (es *eventStream) finish(resp *wire.Response) {
 		fail(es.w, false, &end)
 		return
 	}
-	classify(es.w, end.Status.Class())
 	p := problemOf(false, &end)
+	toldProblem(es.w, end.Status.Class(), &p)
 	es.j.raw("event: error\ndata: ")
 	es.j.value(&p)
 	es.j.raw("\n\n")

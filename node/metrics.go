@@ -125,6 +125,9 @@ func (v opsView) WriteMetrics(w io.Writer) error {
 			return err
 		}
 	}
+	if err := n.door.WriteMetrics(w); err != nil {
+		return err
+	}
 	if err := n.shard.writeMetrics(w); err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ type Node struct {
 	shard   *Shard
 	service *Service
 	doors   doors
+	door    *gateway.Door // what rest shares with other doors
 	rest    *gateway.Server
 	http    *http.Server  // serves rest
 	grpc    *gateway.GRPC // nil: there is none
@@ -107,7 +108,10 @@ func (n *Node) open(ctx context.Context) (err error) {
 	// Health, metrics and REST answer from here on, whatever the node still waits for.
 	n.progress("opening")
 	late := &lateService{awaits: func() string { return *n.awaits.Load() }}
-	n.rest = gateway.New(gateway.Options{Service: late, Principal: anonymous, Logger: o.Logger})
+	do := o.Gateway
+	do.Service, do.Principal, do.Logger = late, anonymous, o.Logger
+	n.door = gateway.NewDoor(do)
+	n.rest = gateway.NewREST(n.door)
 	n.ops, n.http = gateway.NewOps(opsView{n}), n.rest.HTTPServer()
 	n.serve("metrics", n.ops, newLimitListener(ls.take(&ls.metrics), opsConnsMax))
 	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
@@ -116,9 +120,9 @@ func (n *Node) open(ctx context.Context) (err error) {
 		n.serve("grpc", n.grpc, newLimitListener(ls.take(&ls.grpc), grpcConnsMax))
 	}
 
-	do := o.Disk
-	do.Dir, do.Logger = o.DataDir, o.Logger
-	if n.guard, err = diskguard.Open(do); err != nil {
+	gu := o.Disk
+	gu.Dir, gu.Logger = o.DataDir, o.Logger
+	if n.guard, err = diskguard.Open(gu); err != nil {
 		return err
 	}
 	start, cancel := context.WithTimeout(ctx, o.StartTimeout)
@@ -373,6 +377,9 @@ func (n *Node) Close(ctx context.Context) error {
 		n.service.streams.drain()
 	}
 	n.drainDoors(ctx, keep)
+	if n.door != nil {
+		n.door.Close()
+	}
 	if n.service != nil {
 		n.service.newcomers.close()
 		n.service.admin.close()

@@ -12,6 +12,7 @@ import (
 	"kvstore/consensus"
 	"kvstore/engine"
 	"kvstore/feed"
+	"kvstore/gateway"
 	"kvstore/internal/diskguard"
 	"kvstore/netloop"
 	"kvstore/wire"
@@ -105,6 +106,8 @@ type Options struct {
 	Feed feed.Options
 	// Net configures the door of the binary protocol.
 	Net netloop.Options
+	// Gateway configures the doors beside the binary protocol: REST, and what it shares with others.
+	Gateway gateway.Options
 	// Disk configures the guard of free space.
 	Disk diskguard.Options
 }
@@ -190,6 +193,9 @@ func (o *Options) validate() error {
 	}
 	if err := o.Feed.Check(); err != nil {
 		errs = append(errs, fmt.Errorf("change feed: %w", err))
+	}
+	if err := o.Gateway.Check(); err != nil {
+		errs = append(errs, err)
 	}
 	errs = append(errs, o.validateCluster())
 	for _, l := range []struct{ name, addr string }{

@@ -38,6 +38,8 @@ type settings struct {
 	diskFloor, ballast, queueBytes, readQueueBytes, historySize int64
 	logKeep, logKeepMax, logCache, snapshotRate                 int64
 	queueAge, snapshotGrace                                     time.Duration
+	doorRate, doorClientRate, requestLogSample, requestLogRate  int
+	requestLog, requestLogFile                                  string
 
 	// ignored names the options that say nothing because the data directory belongs to a cluster already.
 	// Set by check.
@@ -135,8 +137,16 @@ func (c *settings) declare(head string) *config.Set {
 	s.Duration(&c.scrubInterval, "scrub-interval", 24*time.Hour, 0, 365*24*time.Hour, "how often all that is stored is read and checked, so that damage is found while other nodes have the data; the first time 10 to 60 minutes after the start, or after the interval if that is shorter; 0: only when asked for")
 	s.Bytes(&c.scrubRate, "scrub-rate", 16<<20, 1<<20, 1<<40, "bytes that this reads in a second at most")
 
+	s.Section("Request log")
+	s.Choice(&c.requestLog, "request-log", "errors", []string{"off", "errors", "sampled", "all"}, "requests by REST and gRPC that are logged, as a line of JSON each, without keys, values, tags and queries: those that failed for the server's part (5xx, and what gRPC has for it); one in request-log-sample of the others too; or all")
+	s.String(&c.requestLogFile, "request-log-file", "-", "file that they are appended to, which may be moved away at any time: a new one is begun then; -: standard error")
+	s.Int(&c.requestLogSample, "request-log-sample", 1000, 1, 1e9, "of how many requests that did not fail one is logged by request-log=sampled")
+	s.Int(&c.requestLogRate, "request-log-rate", 100, 1, 1e6, "lines a second at most of failures, and as many of others; the next line tells how many were dropped")
+
 	s.Section("Limits")
 	s.Bool(&c.autoCreate, "auto-create-namespaces", false, "create a namespace when a write names one that does not exist, and let reads in such a one find nothing, instead of refusing both; the same on all nodes")
+	s.Int(&c.doorRate, "gateway-requests-per-second", 0, 0, 1e9, "requests that this node takes by REST and gRPC in a second, from all clients together; a second's worth may come at once; beyond it the answer is LIMITED (429), with the pause after which to try again; 0: no bound")
+	s.Int(&c.doorClientRate, "gateway-client-requests-per-second", 0, 0, 1e9, "the same for each client, which is an IPv4 address or a /64 of IPv6: clients behind one proxy are one; 0: no bound")
 	s.Bytes(&c.diskFloor, "disk-floor", 0, 0, 1<<50, "free space below which writes are refused, while deletes and reads go on; 0: the least there may be, 128MiB + 16 x memtable-size")
 	s.Bytes(&c.ballast, "disk-ballast", 64<<20, 0, 1<<40, "space kept aside for deletes on a full disk; 0: none")
 	s.Int(&c.maxConns, "max-connections", 0, 0, 1<<20, "connections of the binary protocol; 0: by the limit on open files")
@@ -168,12 +178,28 @@ func (c *settings) check() error {
 	if c.compactors != 0 && c.compactors < compactorsLeast {
 		errs = append(errs, fmt.Errorf("compactors %d is below %d: only the third worker compacts the last level, without which deleted keys keep their space", c.compactors, compactorsLeast))
 	}
+	errs = append(errs, c.checkRequestLog())
 	if c.checkConfig {
 		errs = append(errs, checkWritable(c.dataDir))
 	}
 	o := c.options()
 	errs = append(errs, o.Check())
 	return errors.Join(errs...)
+}
+
+// checkRequestLog finds a request-log-file that nothing but a change of the configuration can make good. A full disk is
+// none: the node serves without its log.
+func (c *settings) checkRequestLog() error {
+	if c.requestLog == "off" || c.requestLogFile == "" || c.requestLogFile == "-" {
+		return nil
+	}
+	if st, err := os.Stat(c.requestLogFile); err == nil && st.IsDir() {
+		return fmt.Errorf("request-log-file: %s is a directory", c.requestLogFile)
+	}
+	if st, err := os.Stat(filepath.Dir(c.requestLogFile)); err != nil || !st.IsDir() {
+		return fmt.Errorf("request-log-file: there is no directory %s: make it first", filepath.Dir(c.requestLogFile))
+	}
+	return nil
 }
 
 // checkCluster finds faults of the options by which a node comes to its cluster, as far as the list of nodes
@@ -275,6 +301,11 @@ func (c *settings) options() node.Options {
 	n := &o.Net
 	n.Loops, n.MaxConns = c.loops, c.maxConns
 	n.HandshakeTimeout, n.PartialTimeout, n.IdleTimeout = c.helloTimeout, c.partialTimeout, c.idleTimeout
+
+	g := &o.Gateway
+	g.RequestsPerSecond, g.ClientRequestsPerSecond = uint64(c.doorRate), uint64(c.doorClientRate)
+	g.RequestLog, g.RequestLogFile = c.requestLog, c.requestLogFile
+	g.RequestLogSample, g.RequestLogRate = c.requestLogSample, c.requestLogRate
 
 	d := &o.Disk
 	d.FloorBytes, d.BallastBytes = uint64(max(c.diskFloor, c.diskFloorLeast())), orNone(c.ballast)
