@@ -2,11 +2,11 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // for clients that compress
@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
-	"google.golang.org/grpc/stats"
 
 	"kvstore/api/kvstorev1"
 	"kvstore/wire"
@@ -32,25 +31,25 @@ const (
 	grpcPingMin          = 5 * time.Second
 )
 
-// GRPC is the gRPC door: it shares the service, the budgets and the principal of the REST door.
+// GRPC is the gRPC door.
 type GRPC struct {
 	kvstorev1.UnimplementedKVStoreServer
+	*Door
 
 	// Immutable after NewGRPC.
-	s      *Server
 	server *grpc.Server
 	health *health
+	// sending bounds answers until they are sent, as Options.AnswerBytesMax does those of REST: apart from them, since
+	// here nothing cuts off who asks for much and takes it slowly.
+	sending *semaphore.Weighted
 
-	answers budget
-	streams streams
-	stats   requestStats
+	stats requestStats
 }
 
-// NewGRPC builds the gRPC door beside s. ready gives why the node does not serve, or nil: it is what health tells.
-func NewGRPC(s *Server, ready func() error) *GRPC {
-	g := &GRPC{s: s, answers: newBudget(s.o.AnswerBytesMax)}
-	g.streams.ending, g.streams.end = context.WithCancel(context.Background())
-	g.health = &health{ready: ready, ending: g.streams.ending}
+// NewGRPC builds the gRPC door, which shares d with other doors. ready gives why the node does not serve, or nil: it is
+// what health tells.
+func NewGRPC(d *Door, ready func() error) *GRPC {
+	g := &GRPC{Door: d, sending: semaphore.NewWeighted(d.o.AnswerBytesMax), health: &health{ready: ready, ending: d.streams.ending}}
 	g.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(grpcMessageBytesMax),
 		grpc.MaxConcurrentStreams(grpcStreamsMax),
@@ -59,6 +58,7 @@ func NewGRPC(s *Server, ready func() error) *GRPC {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: grpcKeepalive, Timeout: grpcKeepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: grpcPingMin, PermitWithoutStream: true}),
 		grpc.StatsHandler(callStats{g}),
+		grpc.StreamInterceptor(g.stream),
 		grpc.ForceServerCodecV2(callCodec{encoding.GetCodecV2("proto")}),
 	)
 	g.server.RegisterService(g.describe(), g)
@@ -70,7 +70,7 @@ func NewGRPC(s *Server, ready func() error) *GRPC {
 // Serve takes connections from l until Shutdown or Stop.
 func (g *GRPC) Serve(l net.Listener) error { return g.server.Serve(l) }
 
-// Shutdown takes no more calls, ends the watches and waits for the calls under way. When ctx ends first, it cuts them
+// Shutdown takes no more calls, ends the streams of all doors and waits for the calls under way. When ctx ends first, it cuts them
 // off and returns the error of ctx.
 func (g *GRPC) Shutdown(ctx context.Context) error {
 	g.streams.end()
@@ -90,7 +90,7 @@ func (g *GRPC) Shutdown(ctx context.Context) error {
 }
 
 // WriteDurations writes the series of kvstore_request_duration_seconds for this door, as Server.WriteDurations does.
-func (g *GRPC) WriteDurations(w io.Writer) error { return g.stats.write(w, "grpc") }
+func (g *GRPC) WriteDurations(w io.Writer) error { return g.stats.write(w, protocolGRPC) }
 
 // callOps are the operations that calls are counted as.
 var callOps = map[string]wire.Opcode{
@@ -101,59 +101,3 @@ var callOps = map[string]wire.Opcode{
 	kvstorev1.KVStore_Watch_FullMethodName: wire.OpWatch, kvstorev1.KVStore_Transaction_FullMethodName: wire.OpTxn,
 	kvstorev1.KVStore_Backup_FullMethodName: wire.OpAdmin, kvstorev1.KVStore_Restore_FullMethodName: wire.OpAdmin, kvstorev1.KVStore_Status_FullMethodName: wire.OpStatus,
 }
-
-// callState is what is known of one call from its first byte to its last. It belongs to the call's goroutine, and to
-// the transport's once that has returned.
-type callState struct {
-	op    wire.Opcode
-	class wire.Class
-	took  time.Duration // when set, what counts: of a watch the time until it began
-	held  int64         // bytes of the answer taken from the budget
-}
-
-type callKey struct{}
-
-// stateOf gives the state of the call that ctx belongs to.
-func stateOf(ctx context.Context) *callState {
-	if c, ok := ctx.Value(callKey{}).(*callState); ok {
-		return c
-	}
-	return &callState{} // a call that no server of ours made, as in a test
-}
-
-// callStats follows the calls.
-type callStats struct{ g *GRPC }
-
-// TagRPC implements stats.Handler.
-func (h callStats) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
-	return context.WithValue(ctx, callKey{}, &callState{op: callOps[info.FullMethodName]})
-}
-
-// HandleRPC implements stats.Handler.
-func (h callStats) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	end, ok := s.(*stats.End)
-	if !ok {
-		return
-	}
-	c := stateOf(ctx)
-	h.g.answers.release(c.held)
-	class := c.class
-	var failed *callError
-	switch {
-	case errors.As(end.Error, &failed):
-		class = failed.status.Class()
-	case end.Error != nil:
-		class = wire.ClassRefused // by gRPC itself, before it was a call of ours
-	}
-	took := end.EndTime.Sub(end.BeginTime)
-	if c.took != 0 {
-		took = c.took
-	}
-	h.g.stats.observe(c.op, class, took)
-}
-
-// TagConn implements stats.Handler.
-func (h callStats) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-
-// HandleConn implements stats.Handler.
-func (h callStats) HandleConn(context.Context, stats.ConnStats) {}

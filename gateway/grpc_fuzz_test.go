@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -69,7 +70,7 @@ func FuzzGRPC_Message(f *testing.F) {
 			return // describe refuses it
 		}
 		c := &checked{t: t, memory: &memory{records: map[string]wire.Record{}, feed: newFeed()}}
-		g := &GRPC{s: New(Options{Service: c}), answers: newBudget(answerBytesMaxDefault)} // without a server
+		g := &GRPC{Door: NewDoor(Options{Service: c}), sending: semaphore.NewWeighted(answerBytesMaxDefault)} // without a server
 		ctx := context.Background()
 		var err error
 		results, want := 0, 0

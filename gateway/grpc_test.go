@@ -3,10 +3,13 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -20,6 +23,7 @@ import (
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -44,7 +48,7 @@ func startGRPC(t *testing.T, change func(*Options)) *grpcDoor {
 	if change != nil {
 		change(&o)
 	}
-	d.door = NewGRPC(New(o), func() error {
+	d.door = NewGRPC(NewDoor(o), func() error {
 		if err := d.ready.Load(); err != nil {
 			return *err
 		}
@@ -407,7 +411,7 @@ func TestGRPC_WatchReaderThatStalls_IsCutOff(t *testing.T) {
 	if code, info := infoOf(t, err); code != codes.Unavailable || info.GetReason() != "RETRY_LATER" {
 		t.Errorf("the reader is told %v", err)
 	}
-	if !d.door.answers.take(answerBytesMaxDefault) {
+	if !d.door.sending.TryAcquire(answerBytesMaxDefault) {
 		t.Error("what was taken from the budget did not come back")
 	}
 }
@@ -534,5 +538,86 @@ func TestGRPC_Durations_AreCountedByOperationAndOutcome(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no series %s in\n%s", missing, b.String())
 		}
+	}
+}
+
+func TestGRPC_Rates_RefuseBeyondAndTakeAgain(t *testing.T) {
+	var now atomic.Int64
+	d := startGRPC(t, func(o *Options) { o.ClientRequestsPerSecond, o.now = 2, now.Load })
+	ctx := t.Context()
+	get := func() error { _, err := d.c.Status(ctx, &kvstorev1.StatusRequest{}); return err }
+	for range 2 {
+		if err := get(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, err := range map[string]error{"a call": get(), "a watch": firstOf(d.c.Watch(ctx, &kvstorev1.WatchRequest{}))} {
+		code, info := infoOf(t, err)
+		if code != codes.ResourceExhausted || info.GetReason() != "LIMITED" {
+			t.Errorf("%s beyond the rate: %v", name, err)
+		}
+		var pause *errdetails.RetryInfo
+		for _, detail := range status.Convert(err).Details() {
+			if v, ok := detail.(*errdetails.RetryInfo); ok {
+				pause = v
+			}
+		}
+		if p := pause.GetRetryDelay().AsDuration(); p <= 0 || p > time.Second {
+			t.Errorf("%s beyond the rate: a pause of %v", name, p)
+		}
+	}
+	// Health is asked by those who look after the node, at a pace of their own.
+	if _, err := grpc_health_v1.NewHealthClient(d.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
+		t.Errorf("health: %v", err)
+	}
+	now.Add(int64(time.Second))
+	if err := get(); err != nil {
+		t.Errorf("a second later: %v", err)
+	}
+}
+
+func TestGRPC_RequestLog_HasALineForEachCallAndNothingThatUsersStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "requests")
+	d := startGRPC(t, func(o *Options) { o.RequestLog, o.RequestLogFile = RequestLogAll, path })
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", "mine-7")
+	put, err := d.c.Put(ctx, &kvstorev1.PutRequest{Namespace: "ns", Key: "secret", Value: []byte("hidden")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.answer = &wire.Response{Status: wire.StatusTimeout}
+	_, err = d.c.Delete(t.Context(), &kvstorev1.DeleteRequest{Key: "secret"})
+	var request *errdetails.RequestInfo
+	for _, detail := range status.Convert(err).Details() {
+		if v, ok := detail.(*errdetails.RequestInfo); ok {
+			request = v
+		}
+	}
+	if len(request.GetRequestId()) != 32 {
+		t.Errorf("the error names no request: %v", err)
+	}
+	var lines []requestEntry
+	for deadline := time.Now().Add(20 * time.Second); len(lines) < 2; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(path)
+		if time.Now().After(deadline) || err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("%s (%v)", b, err)
+		}
+		if bytes.Contains(b, []byte("secret")) || bytes.Contains(b, []byte("hidden")) {
+			t.Fatalf("the log has what users store: %s", b)
+		}
+		lines = lines[:0]
+		for line := range bytes.Lines(b) {
+			var e requestEntry
+			if json.Unmarshal(line, &e) == nil {
+				lines = append(lines, e)
+			}
+		}
+	}
+	ok, failed := lines[0], lines[1]
+	if ok.ID != "mine-7" || ok.Protocol != "grpc" || ok.Operation != "put" || ok.Route != kvstorev1.KVStore_Put_FullMethodName || ok.Namespace != "ns" ||
+		ok.Status != 0 || ok.Revision != put.GetVersion() || ok.RequestBytes == 0 || ok.ResponseBytes == 0 || !strings.HasPrefix(ok.Remote, "127.0.0.1:") {
+		t.Errorf("the line of a put: %+v", ok)
+	}
+	if failed.ID != request.GetRequestId() || failed.Status != int(codes.Unknown) || failed.Code != wire.StatusTimeout.Info().Code {
+		t.Errorf("the line of a failure: %+v", failed)
 	}
 }

@@ -14,11 +14,11 @@ func (g *GRPC) do(ctx context.Context, req *wire.Request, ref *wire.Refusal, wri
 		return nil, grpcRefuse(write, ref)
 	}
 	size := int64(len(req.Body))
-	if !g.s.bodies.TryAcquire(size) {
+	if !g.bodies.TryAcquire(size) {
 		return nil, grpcRefuse(write, &wire.Refusal{Status: wire.StatusBusy, Text: textBusyBodies})
 	}
-	resp := g.s.do(ctx, req)
-	g.s.bodies.Release(size)
+	resp := g.Door.do(ctx, req)
+	g.bodies.Release(size)
 	done := resp.Status == wire.StatusOK || resp.Status == wire.StatusNotFound && req.Op == wire.OpDelete
 	if !done {
 		return nil, grpcFail(write, &resp, groupKeys(req))
@@ -28,7 +28,7 @@ func (g *GRPC) do(ctx context.Context, req *wire.Request, ref *wire.Refusal, wri
 	if write {
 		return &resp, nil // small, and done: what follows may not fail
 	}
-	if !g.answers.take(int64(len(resp.Payload))) {
+	if !g.sending.TryAcquire(int64(len(resp.Payload))) {
 		return nil, grpcRefuse(false, &wire.Refusal{Status: wire.StatusBusy, Text: textBusyAnswers})
 	}
 	c.held += int64(len(resp.Payload))
@@ -54,7 +54,7 @@ func groupKeys(req *wire.Request) func(uint32) string {
 
 // unreadable answers a call whose answer makes no sense.
 func (g *GRPC) unreadable(req *wire.Request, write bool) error {
-	g.s.o.Logger.Error("a call was answered with what can't be read", "operation", req.Op.String())
+	g.o.Logger.Error("a call was answered with what can't be read", "operation", req.Op.String())
 	return grpcRefuse(write, &wire.Refusal{Status: wire.StatusInternal, Text: "the answer can't be read: see the server's log"})
 }
 
@@ -82,6 +82,7 @@ func (g *GRPC) change(ctx context.Context, req *wire.Request, ref *wire.Refusal)
 	if !ok {
 		return 0, g.unreadable(req, true)
 	}
+	stateOf(ctx).revision = v
 	return v, nil
 }
 
@@ -99,7 +100,9 @@ func (g *GRPC) Get(ctx context.Context, in *kvstorev1.GetRequest) (*kvstorev1.Ge
 	if err != nil {
 		return nil, err
 	}
-	return &kvstorev1.GetResponse{Record: recordOf(in.GetKey(), resp.Ext, resp.Payload, op == wire.OpGet), Age: ageOf(resp.Ext)}, nil
+	r := recordOf(in.GetKey(), resp.Ext, resp.Payload, op == wire.OpGet)
+	stateOf(ctx).revision = r.Version
+	return &kvstorev1.GetResponse{Record: r, Age: ageOf(resp.Ext)}, nil
 }
 
 // Delete implements kvstorev1.KVStoreServer.
@@ -116,6 +119,7 @@ func (g *GRPC) Delete(ctx context.Context, in *kvstorev1.DeleteRequest) (*kvstor
 	if !ok {
 		return nil, g.unreadable(req, true)
 	}
+	stateOf(ctx).revision = v
 	return &kvstorev1.DeleteResponse{Deleted: resp.Status == wire.StatusOK, Version: v}, nil
 }
 
@@ -148,6 +152,7 @@ func (g *GRPC) Increment(ctx context.Context, in *kvstorev1.IncrementRequest) (*
 	if !ok {
 		return nil, g.unreadable(req, true)
 	}
+	stateOf(ctx).revision = v
 	return &kvstorev1.IncrementResponse{Value: n, Version: v}, nil
 }
 
@@ -162,6 +167,7 @@ func (g *GRPC) group(ctx context.Context, gb *groupBuilder, write bool) ([]*kvst
 		return nil, nil, 0, g.unreadable(req, write)
 	}
 	rev, _, _, _ := wire.DecodeResult(resp.Payload) // validResult has seen it
+	stateOf(ctx).revision = rev
 	return resultsOf(req, resp.Payload), resp, rev, nil
 }
 
@@ -267,11 +273,12 @@ func (g *GRPC) List(ctx context.Context, in *kvstorev1.ListRequest) (*kvstorev1.
 		return nil, err
 	}
 	var page wire.ScanPage
-	if !g.s.validPage(resp.Payload, &page) {
+	if !g.validPage(resp.Payload, &page) {
 		return nil, g.unreadable(req, false)
 	}
 	out := listPage(&page, !in.GetKeysOnly())
 	out.Age = ageOf(resp.Ext)
+	stateOf(ctx).revision = page.Revision
 	return out, nil
 }
 

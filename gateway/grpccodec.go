@@ -29,14 +29,18 @@ func (c callCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(data, v)
 }
 
-// describe gives the service's description with unary methods that refuse what they can't read as any other bad request.
+// describe gives the service's description with unary methods that ask the rates first, refuse what they can't read as
+// any other bad request, and name what failed.
 func (g *GRPC) describe() *grpc.ServiceDesc {
 	d := kvstorev1.KVStore_ServiceDesc
 	d.Methods = make([]grpc.MethodDesc, len(kvstorev1.KVStore_ServiceDesc.Methods))
 	for i, m := range kvstorev1.KVStore_ServiceDesc.Methods {
-		write := callOps["/"+d.ServiceName+"/"+m.MethodName].IsWrite()
+		write := changes(callOps["/"+d.ServiceName+"/"+m.MethodName])
 		d.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
-			return m.Handler(srv, ctx, func(v any) error {
+			if err := g.enter(ctx, write); err != nil {
+				return nil, named(ctx, err)
+			}
+			out, err := m.Handler(srv, ctx, func(v any) error {
 				r := received{message: v}
 				if err := dec(&r); err != nil {
 					return err
@@ -44,8 +48,12 @@ func (g *GRPC) describe() *grpc.ServiceDesc {
 				if r.err != nil {
 					return grpcRefuse(write, badRequest("the message can't be read: %v; nothing was changed", r.err))
 				}
+				if in, ok := v.(interface{ GetNamespace() string }); ok {
+					stateOf(ctx).namespace = in.GetNamespace()
+				}
 				return nil
 			}, in)
+			return out, named(ctx, err)
 		}}
 	}
 	return &d

@@ -83,15 +83,16 @@ func (b *callBuilder) kinds(types []kvstorev1.EventType) uint8 {
 
 // Watch implements kvstorev1.KVStoreServer.
 func (g *GRPC) Watch(in *kvstorev1.WatchRequest, stream grpc.ServerStreamingServer[kvstorev1.WatchResponse]) error {
+	stateOf(stream.Context()).namespace = in.GetNamespace()
 	req, ref := watchRequest(in)
 	if ref != nil {
 		return grpcRefuse(false, ref)
 	}
-	if g.streams.open.Add(1) > int64(g.s.o.StreamsMax) {
+	if g.streams.open.Add(1) > int64(g.o.StreamsMax) {
 		g.streams.open.Add(-1)
 		return grpcRefuse(false, &wire.Refusal{
 			Status: wire.StatusBusy, RetryAfterMs: streamsRetrySeconds * 1000,
-			Text: fmt.Sprintf("this node serves as many event streams (%d) as it may: try again after a pause, or another node", g.s.o.StreamsMax),
+			Text: fmt.Sprintf("this node serves as many event streams (%d) as it may: try again after a pause, or another node", g.o.StreamsMax),
 		})
 	}
 	defer g.streams.open.Add(-1)
@@ -104,18 +105,18 @@ func (g *GRPC) Watch(in *kvstorev1.WatchRequest, stream grpc.ServerStreamingServ
 	// another goroutine than the call's sends.
 	end := make(chan error, 1)
 	go func() { // ends with the watch: by stream.Context at the latest, which ends with this call
-		resp := g.s.o.Service.Stream(ctx, g.s.o.Principal, req, w.frame)
+		resp := g.o.Service.Stream(ctx, g.o.Principal, req, w.frame)
 		end <- w.finish(&resp)
 	}()
-	tick := time.NewTicker(max(g.s.o.StallTimeout/8, time.Millisecond))
+	tick := time.NewTicker(max(g.o.StallTimeout/8, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case err := <-end:
 			return err
 		case now := <-tick.C:
-			if since := w.sending.Load(); since != 0 && now.UnixNano()-since > int64(g.s.o.StallTimeout) {
-				return grpcRefuse(false, &wire.Refusal{Status: wire.StatusRetryLater, Text: fmt.Sprintf("the client took nothing for %s: watch again behind what was seen last", g.s.o.StallTimeout)})
+			if since := w.sending.Load(); since != 0 && now.UnixNano()-since > int64(g.o.StallTimeout) {
+				return grpcRefuse(false, &wire.Refusal{Status: wire.StatusRetryLater, Text: fmt.Sprintf("the client took nothing for %s: watch again behind what was seen last", g.o.StallTimeout)})
 			}
 		}
 	}
@@ -138,11 +139,11 @@ type watchCall struct {
 // frame sends one frame of the watch. Its error ends the watch.
 func (w *watchCall) frame(resp *wire.Response) error {
 	size := int64(len(resp.Payload))
-	if !w.g.answers.take(size) {
+	if !w.g.sending.TryAcquire(size) {
 		w.err = errStreamBudget
 		return w.err
 	}
-	defer w.g.answers.release(size)
+	defer w.g.sending.Release(size)
 	var batch wire.EventBatch
 	if wire.DecodeEventBatch(resp.Payload, &batch) != nil {
 		w.err = errStreamBroken
@@ -195,7 +196,7 @@ func (w *watchCall) finish(resp *wire.Response) error {
 	case errors.Is(w.err, errStreamBudget):
 		end = wire.Response{Status: wire.StatusBusy, Payload: []byte(textBusyAnswers)}
 	case errors.Is(w.err, errStreamBroken):
-		w.g.s.o.Logger.Error("a watch was answered with what are no events")
+		w.g.o.Logger.Error("a watch was answered with what are no events")
 		end = wire.Response{Status: wire.StatusInternal, Payload: []byte("the events can't be read: see the server's log")}
 	case w.g.streams.ending.Err() != nil:
 		end = wire.Response{Status: wire.StatusDraining}

@@ -160,7 +160,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) {
 }
 
 // validPage reads a page and reports whether all its items can be read.
-func (s *Server) validPage(payload []byte, page *wire.ScanPage) bool {
+func (d *Door) validPage(payload []byte, page *wire.ScanPage) bool {
 	err := wire.DecodeScanPage(payload, page)
 	var it wire.Item
 	items := page.Items
@@ -170,7 +170,7 @@ func (s *Server) validPage(payload []byte, page *wire.ScanPage) bool {
 		}
 	}
 	if err != nil || len(items) != 0 {
-		s.o.Logger.Error("a listing was answered with what is no page", "bytes", len(payload))
+		d.o.Logger.Error("a listing was answered with what is no page", "bytes", len(payload))
 		return false
 	}
 	return true

@@ -116,7 +116,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.serve("metrics", n.ops, newLimitListener(ls.take(&ls.metrics), opsConnsMax))
 	n.serve("rest", n.http, newLimitListener(ls.take(&ls.http), restConnsMax))
 	if ls.grpc != nil {
-		n.grpc = gateway.NewGRPC(n.rest, opsView{n}.ready)
+		n.grpc = gateway.NewGRPC(n.door, opsView{n}.ready)
 		n.serve("grpc", n.grpc, newLimitListener(ls.take(&ls.grpc), grpcConnsMax))
 	}
 
