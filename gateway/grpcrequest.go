@@ -86,6 +86,9 @@ func (b *callBuilder) read(o *kvstorev1.ReadOptions) {
 	if rev := o.GetRevision(); rev != 0 {
 		b.ext = wire.AppendExtU64(b.ext, wire.ExtAtRevision, rev)
 	}
+	if rev := o.GetMinRevision(); rev != 0 {
+		b.ext = wire.AppendExtU64(b.ext, wire.ExtMinRevision, rev)
+	}
 }
 
 // put adds what is kept with a value.

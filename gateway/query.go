@@ -70,12 +70,12 @@ func steer(ext []byte, op wire.Opcode, name string, q url.Values) (out []byte, k
 			return nil, true, badRequest("max_age_ms bounds the age of a stale read: it needs consistency=stale")
 		}
 		ext = wire.AppendExtU64(ext, wire.ExtMaxAge, n)
-	case name == "revision" && reads:
+	case (name == "revision" || name == "min_revision") && reads:
 		n, err := strconv.ParseUint(v, 10, 64)
 		if err != nil || n == 0 {
-			return nil, true, badRequest("revision=%.100q is not a revision", v)
+			return nil, true, badRequest("%s=%.100q is not a revision", name, v)
 		}
-		ext = wire.AppendExtU64(ext, wire.ExtAtRevision, n)
+		ext = wire.AppendExtU64(ext, map[string]wire.ExtType{"revision": wire.ExtAtRevision, "min_revision": wire.ExtMinRevision}[name], n)
 	default:
 		return ext, false, nil
 	}

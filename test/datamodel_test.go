@@ -17,7 +17,7 @@ import (
 )
 
 // The data model, operation by operation: what a user may ask, what lies on the edge, and what must be refused, asked
-// of the leader and of a follower of three real nodes. Both must give the same answers.
+// of the leader and of a follower of three real nodes, by each of the three doors. All must give the same answers.
 
 // dataRun is one way to address the cluster.
 type dataRun struct {
@@ -117,7 +117,7 @@ func (d *dataRun) putAll(key string, names ...string) {
 	}
 }
 
-func TestDataModel_EachOperation_AtTheLeaderAndAtAFollower(t *testing.T) {
+func TestDataModel_EachOperation_AtTheLeaderAndAtAFollowerByEachDoor(t *testing.T) {
 	t.Parallel()
 	cl := testcluster.StartCluster(t, testcluster.ClusterOptions{})
 	leader := cl.MustLead()
@@ -132,19 +132,33 @@ func TestDataModel_EachOperation_AtTheLeaderAndAtAFollower(t *testing.T) {
 		{"leader", leader, nil},
 		{"follower", (leader + 1) % 3, []client.GetOption{client.AnyNode()}},
 	} {
-		c := openAt(t, []string{cl.Node(at.node).Addr()}, client.WithTimeout(patience))
-		for i, dc := range cases {
-			t.Run(fmt.Sprintf("%s/%s/%s", at.name, dc.op, dc.name), func(t *testing.T) {
-				d := &dataRun{t: t, ctx: ctx, c: c, node: cl.Node(at.node), read: at.read, name: at.name}
-				err := dc.do(d, fmt.Sprintf("%s/%03d/", at.name, i))
-				if dc.want == nil && err != nil || !errors.Is(err, dc.want) {
-					t.Errorf("error %v, want %v", err, dc.want)
-				}
-				var write *client.Error
-				if errors.As(err, &write) && errors.Is(err, client.ErrMaybeApplied) {
-					t.Errorf("nothing failed, and yet the outcome is unknown: %v", err)
-				}
-			})
+		n := cl.Node(at.node)
+		for _, door := range []struct {
+			name string
+			addr string
+		}{
+			{"binary", n.Addr()},
+			{"grpc", shim(t, openGRPC(t, n))},
+		} {
+			o := []client.Option{client.WithTimeout(patience)}
+			if door.name != "binary" {
+				o = append(o, client.WithoutSession()) // the other doors have none
+			}
+			c := openAt(t, []string{door.addr}, o...)
+			for i, dc := range cases {
+				t.Run(fmt.Sprintf("%s/%s/%s/%s", at.name, door.name, dc.op, dc.name), func(t *testing.T) {
+					name := at.name + "-" + door.name
+					d := &dataRun{t: t, ctx: ctx, c: c, node: n, read: at.read, name: name}
+					err := dc.do(d, fmt.Sprintf("%s/%03d/", name, i))
+					if dc.want == nil && err != nil || !errors.Is(err, dc.want) {
+						t.Errorf("error %v, want %v", err, dc.want)
+					}
+					var write *client.Error
+					if errors.As(err, &write) && errors.Is(err, client.ErrMaybeApplied) {
+						t.Errorf("nothing failed, and yet the outcome is unknown: %v", err)
+					}
+				})
+			}
 		}
 	}
 	cl.MustConverge()

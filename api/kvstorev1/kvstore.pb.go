@@ -484,7 +484,9 @@ type ReadOptions struct {
 	// How old a stale answer may be; without it any age will do.
 	MaxAge *durationpb.Duration `protobuf:"bytes,2,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
 	// Reads the past at this revision, while it is kept; OUT_OF_RANGE then.
-	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What is read must show at least this revision: a stale read after a write of one's own.
+	MinRevision   uint64 `protobuf:"varint,4,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -536,6 +538,13 @@ func (x *ReadOptions) GetMaxAge() *durationpb.Duration {
 func (x *ReadOptions) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReadOptions) GetMinRevision() uint64 {
+	if x != nil {
+		return x.MinRevision
 	}
 	return 0
 }
@@ -3619,11 +3628,12 @@ const file_kvstorev1_kvstore_proto_rawDesc = "" +
 	"\bversions\x18\x01 \x03(\x04R\bversions\"/\n" +
 	"\x03Tag\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\x98\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xbb\x01\n" +
 	"\vReadOptions\x129\n" +
 	"\vconsistency\x18\x01 \x01(\x0e2\x17.kvstore.v1.ConsistencyR\vconsistency\x122\n" +
 	"\amax_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xdf\x02\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12!\n" +
+	"\fmin_revision\x18\x04 \x01(\x04R\vminRevision\"\xdf\x02\n" +
 	"\n" +
 	"PutOptions\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x124\n" +
