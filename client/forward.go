@@ -119,6 +119,29 @@ func (f *Forwarder) Close() error {
 //	sent, otherwise: the time is up     StatusTimeout
 //	sent, otherwise: connection lost    StatusLeadershipLost
 func (f *Forwarder) Do(ctx context.Context, addr string, r *wire.Request) wire.Response {
+	a, _ := f.Pass(ctx, addr, r)
+	return a
+}
+
+// Contact is what a request that was passed on met of its server, whatever its answer says: the same status may come
+// from a server that is well and from this side.
+type Contact uint8
+
+// The kinds of contact.
+const (
+	// ContactNone: nothing was learnt of the server. The request was cancelled or refused on this side, or an attempt to
+	// connect had just failed and the next was not due.
+	ContactNone Contact = iota
+	// ContactAnswered: the server answered, if only to refuse.
+	ContactAnswered
+	// ContactLost: no connection could be made, or it was lost.
+	ContactLost
+	// ContactSilent: nothing came until the request's time was up.
+	ContactSilent
+)
+
+// Pass is Do, and tells what it met of the server.
+func (f *Forwarder) Pass(ctx context.Context, addr string, r *wire.Request) (wire.Response, Contact) {
 	c := f.c
 	cl := newCall(r.Op, "", wantRaw)
 	defer cl.release()
@@ -131,21 +154,24 @@ func (f *Forwarder) Do(ctx context.Context, addr string, r *wire.Request) wire.R
 	cl.deadline = cl.started + r.Timeout()
 	if err := ctx.Err(); err != nil {
 		cl.res.stop = err
-		return f.answer(cl)
+		return f.answer(cl), ContactNone
 	}
 	if d, ok := ctx.Deadline(); ok {
 		cl.deadline = min(cl.deadline, cl.started+time.Until(d))
 	}
 	t := f.enter(addr)
 	if t == nil {
-		return refusal(wire.StatusNoLeader, fmt.Sprintf("not forwarded: more than %d servers are in use at once", nodesMax))
+		return refusal(wire.StatusNoLeader, fmt.Sprintf("not forwarded: more than %d servers are in use at once", nodesMax)), ContactNone
 	}
 	defer f.exit(t)
 	for range forwardTries {
 		cl.res = result{}
-		cn, err := t.node.pick().getNow(ctx, cl)
+		cn, tried, err := t.node.pick().getNow(ctx, cl)
 		if err != nil {
 			cl.res.err = err
+			if !tried {
+				return f.answer(cl), ContactNone
+			}
 			break
 		}
 		cl.cn = cn
@@ -158,19 +184,40 @@ func (f *Forwarder) Do(ctx context.Context, addr string, r *wire.Request) wire.R
 		}
 		// The connection is just ending: another one takes the request.
 	}
-	return f.answer(cl)
+	return f.answer(cl), cl.contact()
 }
 
-// getNow is get without patience for a server that has just refused: waiting is for those who ask.
-func (l *link) getNow(ctx context.Context, cl *call) (*conn, error) {
+// contact tells what a call met of its server, once it has its result.
+func (cl *call) contact() Contact {
+	r := &cl.res
+	var e *Error
+	switch {
+	case r.answered:
+		return ContactAnswered
+	case errors.Is(r.stop, ErrClosed), errors.Is(r.err, ErrClosed), errors.Is(r.stop, context.Canceled):
+		return ContactNone
+	case !r.sent && errors.As(r.err, &e): // of HELLO
+		return ContactAnswered
+	case !r.sent && errors.As(r.stop, &e): // refused on this side, by what HELLO said
+		return ContactNone
+	case r.stop != nil:
+		return ContactSilent
+	}
+	return ContactLost
+}
+
+// getNow is get without patience for a server that has just refused: waiting is for those who ask. tried is false when
+// it did not even look.
+func (l *link) getNow(ctx context.Context, cl *call) (cn *conn, tried bool, err error) {
 	l.mu.Lock()
-	err := l.err
+	err = l.err
 	early := l.flight == nil && l.cn.Load() == nil && err != nil && l.notBefore > l.client.now()
 	l.mu.Unlock()
 	if early {
-		return nil, err
+		return nil, false, err
 	}
-	return l.get(ctx, cl, forever)
+	cn, err = l.get(ctx, cl, forever)
+	return cn, true, err
 }
 
 // enter finds or adds the server at addr and keeps it until exit; nil when there are too many.

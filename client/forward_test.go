@@ -133,20 +133,21 @@ func TestForwarder_Outcomes(t *testing.T) {
 		want      outcome
 		ext       []byte // of the answer, exactly
 		retry     bool   // the answer names a pause
+		contact   Contact
 	}{
-		{name: "not leader, with its hint", f: fault{status: wire.StatusNotLeader, ext: hintExt, text: "over there"}, want: all(wire.StatusNotLeader), ext: hintExt},
-		{name: "busy, with its pause", f: fault{status: wire.StatusBusy, ext: wire.AppendExtU32(nil, wire.ExtRetryAfter, 5)}, want: all(wire.StatusBusy), retry: true},
-		{name: "leadership lost", f: fault{status: wire.StatusLeadershipLost}, want: all(wire.StatusLeadershipLost)},
-		{name: "refused", f: fault{status: wire.StatusDenied}, want: all(wire.StatusDenied)},
-		{name: "a status of the future", f: fault{status: 0x3f}, want: all(0x3f)},
-		{name: "cut before execution", f: fault{cutBefore: true}, want: lost},
-		{name: "cut after execution", f: fault{cutAfter: true}, want: lost},
-		{name: "cut within the answer", f: fault{half: true}, want: lost},
-		{name: "silence", connected: true, setup: func(s *fakeServer) { s.freeze() }, want: lost},
-		{name: "nobody listens", setup: func(s *fakeServer) { s.stop() }, want: all(wire.StatusNoLeader), retry: true},
-		{name: "hello is refused", setup: func(s *fakeServer) { s.hello = wire.StatusDenied }, want: all(wire.StatusNoLeader), retry: true},
-		{name: "hello is put off", setup: func(s *fakeServer) { s.hello = wire.StatusNotReady }, want: all(wire.StatusNotReady)},
-		{name: "the time is up, sent", f: fault{ignore: true}, ctx: func() (context.Context, context.CancelFunc) {
+		{name: "not leader, with its hint", contact: ContactAnswered, f: fault{status: wire.StatusNotLeader, ext: hintExt, text: "over there"}, want: all(wire.StatusNotLeader), ext: hintExt},
+		{name: "busy, with its pause", contact: ContactAnswered, f: fault{status: wire.StatusBusy, ext: wire.AppendExtU32(nil, wire.ExtRetryAfter, 5)}, want: all(wire.StatusBusy), retry: true},
+		{name: "leadership lost", contact: ContactAnswered, f: fault{status: wire.StatusLeadershipLost}, want: all(wire.StatusLeadershipLost)},
+		{name: "refused", contact: ContactAnswered, f: fault{status: wire.StatusDenied}, want: all(wire.StatusDenied)},
+		{name: "a status of the future", contact: ContactAnswered, f: fault{status: 0x3f}, want: all(0x3f)},
+		{name: "cut before execution", contact: ContactLost, f: fault{cutBefore: true}, want: lost},
+		{name: "cut after execution", contact: ContactLost, f: fault{cutAfter: true}, want: lost},
+		{name: "cut within the answer", contact: ContactLost, f: fault{half: true}, want: lost},
+		{name: "silence", contact: ContactLost, connected: true, setup: func(s *fakeServer) { s.freeze() }, want: lost},
+		{name: "nobody listens", contact: ContactLost, setup: func(s *fakeServer) { s.stop() }, want: all(wire.StatusNoLeader), retry: true},
+		{name: "hello is refused", contact: ContactAnswered, setup: func(s *fakeServer) { s.hello = wire.StatusDenied }, want: all(wire.StatusNoLeader), retry: true},
+		{name: "hello is put off", contact: ContactAnswered, setup: func(s *fakeServer) { s.hello = wire.StatusNotReady }, want: all(wire.StatusNotReady)},
+		{name: "the time is up, sent", contact: ContactSilent, f: fault{ignore: true}, ctx: func() (context.Context, context.CancelFunc) {
 			return context.WithTimeout(bg, 30*time.Millisecond)
 		}, want: outcome{wire.StatusTimeout, wire.StatusRetryLater, wire.StatusTimeout}},
 		{name: "the time is up, not sent", ctx: func() (context.Context, context.CancelFunc) {
@@ -189,9 +190,9 @@ func TestForwarder_Outcomes(t *testing.T) {
 				case wire.OpAdmin:
 					r = &wire.Request{Op: op, Payload: []byte("{}")}
 				}
-				resp := f.Do(ctx, s.addr(), r)
-				if resp.Status != want {
-					t.Errorf("%v: %v %q, want %v", op, resp.Status, resp.Payload, want)
+				resp, contact := f.Pass(ctx, s.addr(), r)
+				if resp.Status != want || contact != test.contact {
+					t.Errorf("%v: %v %q, contact %d, want %v, contact %d", op, resp.Status, resp.Payload, contact, want, test.contact)
 				}
 				if test.ext != nil && (!bytes.Equal(resp.Ext, test.ext) || string(resp.Payload) != test.f.text) {
 					t.Errorf("%v: elements %x, text %q", op, resp.Ext, resp.Payload)
@@ -229,8 +230,15 @@ func TestForwarder_DeadServer_FailsAtOnceAndIsDialledSeldom(t *testing.T) {
 	}})
 	dead := deadAddr(t)
 	n := 0
+	lost := 0
 	for end := time.Now().Add(150 * time.Millisecond); time.Now().Before(end); n++ {
-		resp := f.Do(bg, dead, parsed(t, wire.OpPut, nil, "k", nil))
+		resp, contact := f.Pass(bg, dead, parsed(t, wire.OpPut, nil, "k", nil))
+		switch {
+		case contact == ContactLost:
+			lost++
+		case contact != ContactNone || n == 0:
+			t.Fatalf("request %d: contact %d", n, contact)
+		}
 		if resp.Status != wire.StatusNoLeader || !strings.Contains(string(resp.Payload), "nothing was changed") {
 			t.Fatalf("%+v", resp)
 		}
@@ -239,6 +247,9 @@ func TestForwarder_DeadServer_FailsAtOnceAndIsDialledSeldom(t *testing.T) {
 	defer mu.Unlock()
 	if dials > 40 || n < 2*dials {
 		t.Errorf("%d dials for %d requests", dials, n)
+	}
+	if lost != dials {
+		t.Errorf("%d dials, and %d requests tell of one", dials, lost)
 	}
 }
 

@@ -26,20 +26,28 @@
 // leaves out. What ends a watch before its first frame is a problem with its status; after that it is an event "error"
 // whose data is the problem.
 //
+// Limits and the log. Each request has an id: the client's X-Request-Id, or a new one; it stands in the answer's header,
+// in problems, and in the log. Options.RequestsPerSecond and ClientRequestsPerSecond bound what is taken; beyond them the
+// answer is 429 with a pause. The address of a client is that of its connection: no header is believed, so that clients
+// behind one proxy share one rate. The log of requests (Options.RequestLog) is a line of JSON for each request that it
+// wants: when, id, protocol, operation, route, namespace, address, status, code, duration, bytes, revision. It holds no
+// key, value, tag or query, and its rate is bounded; what is missing is told in the next line, by "dropped".
+//
 // What it assumes. The Service answers every request exactly once and within its deadline, and passes on
 // by itself what another node must execute: the gateway of a follower is no other than that of the leader.
 // The principal given in Options speaks for every caller until there are users.
 //
-// Who owns what. A GRPC borrows the service, the principal and the budget of bodies of the Server that it stands beside; its
-// answers have a budget of their own, as large, which they leave when they are sent. A watch sends from a goroutine of
-// its own, which ends with the call. A Server owns the bytes of requests in progress, counted against Options.BodyBytesMax (a JSON
-// document together with the operations that it becomes), and what waits for its reader, counted against
-// Options.AnswerBytesMax: values, pages, results, and the frame of events that a stream is writing. net/http owns
-// connections and goroutines; an event stream belongs to the goroutine of its request and ends with it, with the
-// server's Shutdown, or with a reader that stalls. Whoever sends or takes nothing is cut off by a deadline.
+// Who owns what. A Door is what the doors of this package share: the bounds below, the rates, and the log of requests,
+// whose one goroutine lives while lines wait for the disk. It owns the bytes of requests in progress, counted against
+// Options.BodyBytesMax (a JSON document together with the operations that it becomes), and what waits for its reader,
+// counted against Options.AnswerBytesMax: values, pages, results, and the frame of events that a stream is writing.
+// net/http owns connections and goroutines; an event stream belongs to the goroutine of its request and ends with it,
+// with the server's Shutdown, or with a reader that stalls. Whoever sends or takes nothing is cut off by a deadline.
+// Answers of gRPC have a budget of their own, as large, which they leave when they are sent, since a call that takes its
+// answer slowly can't be cut off. A watch of gRPC sends from a goroutine of its own, which ends with the call.
 //
-// What it never does. It never cleans or redirects a path (the key is what the client wrote), never
-// changes a value or its encoding (Accept-Encoding counts for JSON alone), never wraps a write in a timeout handler
-// that would answer for it, and never lets an unknown outcome look like a known one: that is 504 with
-// "applied":"unknown". It changes nothing for a page of another site (http.CrossOriginProtection).
+// What it never does. It never cleans or redirects a path (the key is what the client wrote), never changes a value or
+// its encoding (Accept-Encoding counts for JSON alone), never lets the log fail a request or hold it up, never wraps a
+// write in a timeout handler that would answer for it, and never lets an unknown outcome look like a known one: that is
+// 504 with "applied":"unknown". It changes nothing for a page of another site (http.CrossOriginProtection).
 package gateway

@@ -4,7 +4,7 @@
 // joining), opens the shard (one Raft group with its batcher and its engine), and opens the doors; Close hands
 // the leadership over and undoes the rest in the opposite order. Service is where all doors meet: it checks a
 // request (principal, limits, disk, leadership), hands writes to the batcher, answers reads from the engine, and
-// passes on to the leader what only that may execute (forward.go). The keeper keeps the membership true
+// passes on to the leader what only that may execute (forward.go), through a breaker for each node (peers.go). The keeper keeps the membership true
 // (keeper.go) and the leadership where it is wished (balance.go), admin changes it (admin.go, change.go). Recover makes
 // a survivor the cluster when a majority is lost for good (recover.go), and the keeper finishes that (recovery.go).
 // Every node tells the others of its disk and its digests (health.go): leaders take only what a majority can store

@@ -328,7 +328,7 @@ func (f *followerReads) ask() leaderWord {
 	if !known {
 		return leaderWord{refusal: leaderUnknown}
 	}
-	a := sh.forwarder.Do(ctx, address, &wire.Request{Op: wire.OpReadIndex, Group: uint16(sh.id), TimeoutMs: uint32(max(f.timeout.Milliseconds(), 1))})
+	a, _ := sh.peers.do(ctx, address, &wire.Request{Op: wire.OpReadIndex, Group: uint16(sh.id), TimeoutMs: uint32(max(f.timeout.Milliseconds(), 1))})
 	if a.Status == wire.StatusOK {
 		if point, ok := wire.DecodeReadPoint(a.Payload); ok {
 			return leaderWord{point: point}

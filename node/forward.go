@@ -44,7 +44,8 @@ func homeless(st wire.Status) bool {
 }
 
 // pursue finds the leader for a request that this node cannot serve, passes it on, and goes on doing so while
-// the answers say that it surely was not executed. An unknown outcome is never followed by another attempt.
+// the answers say that it surely was not executed. An unknown outcome is never followed by another attempt. Nobody
+// waits for a leader that others follow while this node has not reached it for as long as that.
 func (s *Service) pursue(ctx context.Context, principal any, r *wire.Request, a wire.Response) wire.Response {
 	end := time.Now().Add(min(pursueMax, r.Timeout()))
 	if d, ok := ctx.Deadline(); ok && d.Before(end) {
@@ -55,6 +56,7 @@ func (s *Service) pursue(ctx context.Context, principal any, r *wire.Request, a 
 	pause := pursuePauseMin
 	asked, hinted := "", ""
 	for {
+		var denied *denial
 		address, _, known := s.shard.leaderElsewhere()
 		if hinted != "" {
 			address, known = hinted, true
@@ -65,9 +67,10 @@ func (s *Service) pursue(ctx context.Context, principal any, r *wire.Request, a 
 		case s.shard.leading():
 			a, asked = s.attempt(ctx, principal, r), ""
 		case known:
-			a, asked = s.forward(ctx, address, r), address
+			a, denied = s.forward(ctx, address, r)
+			asked = address
 		}
-		if !s.again(r, a.Status, asked != "") {
+		if !s.again(r, a.Status, asked != "") || denied != nil && denied.hopeless {
 			return a
 		}
 		// Another node than the one that was asked leads: that one can be asked at once, but only once.
@@ -96,15 +99,17 @@ func (s *Service) again(r *wire.Request, st wire.Status, forwarded bool) bool {
 	return homeless(st) || forwarded && st == wire.StatusDraining || st == wire.StatusRetryLater && r.Op.IsRead()
 }
 
-// forward passes r on to the node at address, with what is left of its time.
-func (s *Service) forward(ctx context.Context, address string, r *wire.Request) wire.Response {
+// forward passes r on to the node at address, with what is left of its time. With a denial it was not sent.
+func (s *Service) forward(ctx context.Context, address string, r *wire.Request) (wire.Response, *denial) {
 	q := *r
 	if d, ok := ctx.Deadline(); ok {
 		q.TimeoutMs = uint32(min(max(time.Until(d).Milliseconds(), 1), wire.TimeoutMax.Milliseconds()))
 	}
-	a := s.shard.forwarder.Do(ctx, address, &q)
-	s.forwarded.observe(a.Status)
-	return a
+	a, denied := s.shard.peers.do(ctx, address, &q)
+	if denied == nil {
+		s.forwarded.observe(a.Status)
+	}
+	return a, denied
 }
 
 // leaderHint gives the leader's address that an answer names, "" when it names none.

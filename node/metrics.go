@@ -215,6 +215,9 @@ func (s *Shard) writeMetrics(w io.Writer) error {
 	if err := s.writePeerMetrics(w); err != nil {
 		return err
 	}
+	if err := s.writeBreakerMetrics(w); err != nil {
+		return err
+	}
 	if err := s.writeNamespaceMetrics(w); err != nil {
 		return err
 	}

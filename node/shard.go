@@ -41,6 +41,7 @@ type Shard struct {
 	guard       *diskguard.Guard
 	roster      *roster
 	forwarder   *client.Forwarder
+	peers       *peers // passes on through the forwarder
 	incarnation uint64
 	epoch       time.Time // zero of now
 	readIndex   bool      // every read is confirmed by a majority
@@ -212,6 +213,7 @@ func openShard(ctx context.Context, o *Options, so *shardOptions) (s *Shard, err
 		id, _, ok = e.Identity()
 		return id, ok
 	}})
+	s.peers = newPeers(s)
 	s.keeper = newKeeper(s)
 	if err := s.startAutopilot(o.DeadAfter); err != nil {
 		panic("BUG: " + err.Error())
