@@ -16,6 +16,7 @@ import (
 type applier struct {
 	in       *instance
 	sessions *sessions
+	once     *idempotency
 
 	// The state at the last entry. identity and members are what system records say; members is sorted by id
 	// and immutable: a change makes a new slice.
@@ -51,8 +52,8 @@ type applier struct {
 	onStored   func(stored []byte) error
 }
 
-func newApplier(in *instance, s *sessions, last marker, id identity, members []wire.Member, ns *namespaces) *applier {
-	a := &applier{in: in, sessions: s, last: last, identity: id, members: members, namespaces: ns}
+func newApplier(in *instance, s *sessions, once *idempotency, last marker, id identity, members []wire.Member, ns *namespaces) *applier {
+	a := &applier{in: in, sessions: s, once: once, last: last, identity: id, members: members, namespaces: ns}
 	a.packer.level = in.store.o.CompressLevel
 	a.onCached, a.onStored = a.loaded, a.loadedStored
 	a.deadlines.reset()
@@ -121,6 +122,7 @@ func (a *applier) apply(index, term uint64, entry []byte) []wire.Result {
 		a.failApply(fmt.Errorf("it belongs to group %d, this is group %d", h.Group, a.in.group))
 	}
 	a.sessions.expire(a.now)
+	a.once.forget(a.now)
 	results := make([]wire.Result, h.Count)
 	var op wire.Op
 	for i := range results {
@@ -141,10 +143,10 @@ func (a *applier) begin(index, term uint64, t int64) {
 	a.positions, a.rewritten = 0, 0
 }
 
-// once evaluates a write; one that belongs to a session is evaluated at most once.
-func (a *applier) once(op *wire.Op) wire.Result {
+// inSession evaluates a write; one that belongs to a session is evaluated at most once.
+func (a *applier) inSession(op *wire.Op) wire.Result {
 	if op.Session == 0 {
-		return a.mutate(op)
+		return a.mutate(op, wire.FrameBodyBytesMax)
 	}
 	if op.Seq <= op.Floor {
 		return wire.Result{Status: wire.StatusBadRequest}
@@ -153,19 +155,19 @@ func (a *applier) once(op *wire.Op) wire.Result {
 	if answered {
 		return res
 	}
-	res = a.mutate(op)
+	res = a.mutate(op, wire.FrameBodyBytesMax)
 	a.sessions.keep(s, op.Seq, a.ts, &res)
 	return res
 }
 
-// mutate evaluates a write.
-func (a *applier) mutate(op *wire.Op) wire.Result {
+// mutate evaluates a write whose answer has at most answerMax bytes.
+func (a *applier) mutate(op *wire.Op, answerMax int) wire.Result {
 	if a.space = a.namespaces.writable(op.Namespace); a.space == nil {
 		return wire.Result{Status: wire.StatusNoNamespace}
 	}
 	a.rewrittenBefore = a.rewritten
 	if op.Op == wire.OpBatch || op.Op == wire.OpTxn {
-		return a.group(op)
+		return a.group(op, answerMax)
 	}
 	return a.single(op)
 }
@@ -206,6 +208,7 @@ func (a *applier) finish() {
 	}
 	a.flushUsage(w)
 	a.sessions.flush(w, &a.mem, &m.digest)
+	a.once.flush(w, &a.mem, &m.digest)
 	m.index, m.term, m.ts, m.time, m.positions = a.index, a.term, a.ts, a.now, uint32(a.positions)
 	a.markerBytes = appendMarker(a.markerBytes[:0], m)
 	if err := w.commit(a.markerBytes); err != nil {
@@ -214,7 +217,7 @@ func (a *applier) finish() {
 	a.updateCache()
 	a.in.showNamespaces(a.index, a.namespaces)
 	a.deliver()
-	a.in.publish(m, a.markerBytes, len(a.sessions.byID), &a.overlay)
+	a.in.publish(m, a.markerBytes, tableSizes{len(a.sessions.byID), len(a.once.byKey), a.once.bytes}, &a.overlay)
 	a.in.deadlines.publish(&a.deadlines)
 	a.in.setMembers(a.members)
 	if a.in.sink != nil {

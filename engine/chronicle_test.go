@@ -21,10 +21,12 @@ type chronicle struct {
 	seed  uint64
 	steps []step
 	// bytesMax bounds the kept answers of all sessions, like wire.SessionsBytesMax but low enough to be reached.
-	bytesMax  int64
-	model     *reference
-	snapshots []streamAt
-	dump      []string // of the whole state, at the end
+	bytesMax int64
+	// onceBytesMax does the same for the answers to writes with an idempotency key.
+	onceBytesMax int64
+	model        *reference
+	snapshots    []streamAt
+	dump         []string // of the whole state, at the end
 	// poison can't be applied. It stands behind the last step; nil: none.
 	poison []byte
 }
@@ -65,7 +67,7 @@ type author struct {
 // newChronicle makes a log of about n entries.
 func newChronicle(t testing.TB, seed uint64, n int) *chronicle {
 	t.Helper()
-	c := &chronicle{seed: seed, bytesMax: wire.SessionsBytesMax, model: newReference()}
+	c := &chronicle{seed: seed, bytesMax: wire.SessionsBytesMax, onceBytesMax: wire.IdempotencyBytesMax, model: newReference()}
 	a := &author{workload: newWorkload(seed), rng: rand.New(rand.NewPCG(seed, 20)), term: 1}
 	switch a.rng.IntN(4) {
 	case 0:
@@ -78,7 +80,10 @@ func newChronicle(t testing.TB, seed uint64, n int) *chronicle {
 	if a.rng.IntN(2) == 0 {
 		c.bytesMax = int64(2+a.rng.IntN(60)) * keptResultOverheadBytes
 	}
-	c.model.bytesMax = c.bytesMax
+	if a.rng.IntN(3) == 0 {
+		c.onceBytesMax = wire.IdempotencyAnswerBytesMax + int64(1+a.rng.IntN(20))*wire.IdempotencyOverheadBytes
+	}
+	c.model.bytesMax, c.model.onceBytesMax = c.bytesMax, c.onceBytesMax
 
 	r := &replica{t: t, c: c, rng: a.rng, o: engineOptions(t, memoryDir(t))}
 	r.open()
@@ -172,7 +177,7 @@ func (a *author) step() step {
 
 // special makes an entry that clients with good manners don't make.
 func (a *author) special() (ops []testOp) {
-	switch a.rng.IntN(8) {
+	switch a.rng.IntN(9) {
 	case 0: // nothing
 	case 1: // many clients at once
 		for range 20 {
@@ -209,6 +214,10 @@ func (a *author) special() (ops []testOp) {
 			ops = append(ops, op)
 		}
 		ops = append(ops, expireOp(math.MaxUint32))
+	case 8: // many keys, some of them several times
+		for range 5 + a.rng.IntN(40) {
+			ops = append(ops, a.onceWrite())
+		}
 	}
 	return ops
 }
@@ -223,7 +232,12 @@ func (a *author) malformed() testOp {
 		wire.OpExpire, wire.OpInit, wire.OpMember, wire.OpRecover, wire.OpGet, wire.OpWatch,
 		wire.OpTouch, wire.OpIncrement, wire.OpNamespace, wire.OpLevel}
 	o := testOp{wire.Op{Op: codes[a.rng.IntN(len(codes))], Namespace: 1, Payload: noise}}
-	switch a.rng.IntN(4) {
+	switch a.rng.IntN(5) {
+	case 4:
+		o = a.onceWrite().session(a.session().id, 1, 0)
+		if a.rng.IntN(2) == 0 {
+			o = putOp("k", nil, wire.AppendExt(nil, wire.ExtIdempotency, noise))
+		}
 	case 0:
 		o.Ext, o.Key = noise, []byte(a.key())
 	case 1:

@@ -18,13 +18,14 @@ const mutantEnv = "KVSTORE_TEST_ENGINE_MUTANT"
 type mutant struct {
 	name, file string
 	from, to   string
-	// logs is how many random logs may be needed to find it; 0: the test of the session table judges.
+	// logs is how many random logs may be needed to find it; 0: the tests of the tables of sessions and of idempotency keys
+	// judge.
 	logs int
 }
 
 const (
-	judgeOfLogs     = "^TestDeterminism_SameLogAnyReplica_SameStateAndAnswers$"
-	judgeOfSessions = "^TestSessionTable_RandomPrograms_AgreeWithTheModel$"
+	judgeOfLogs   = "^TestDeterminism_SameLogAnyReplica_SameStateAndAnswers$"
+	judgeOfTables = "^Test(Session|Idempotency)Table_RandomPrograms_AgreeWithTheModel$"
 )
 
 // mutants are mistakes of the kinds that have made replicas of other systems differ.
@@ -81,6 +82,17 @@ var mutants = []mutant{
 		"	delete(t.journal, place)\n	if j.stored {", "	delete(t.journal, place)\n	if j.stored && !MUTANT {", 0},
 	{"a write doesn't keep its session alive", "session.go",
 		"	t.touch(s, now)\n	t.raiseFloor(s, floor)", "	if !MUTANT {\n		t.touch(s, now)\n	}\n	t.mark(s)\n	t.raiseFloor(s, floor)", 0},
+	{"answers to idempotency keys are forgotten at a restart", "instance.go",
+		"			once, err = loadIdempotency(r)\n", "			if once, err = loadIdempotency(r); MUTANT {\n				once = newIdempotency()\n			}\n", 20},
+	{"what the answers to idempotency keys take is counted anew at a restart", "idempotency.go",
+		"	t.link(k)\n	return nil\n", "	if t.link(k); MUTANT {\n		t.bytes = 0\n	}\n	return nil\n", 60},
+	{"a full table of idempotency keys forgets the oldest", "idempotency.go",
+		"		return wire.Result{Status: wire.StatusRetryLater, Payload: []byte(idempotencyFullText)}, true\n",
+		"		if k = t.oldest.next; !MUTANT || k == &t.oldest || k.digest == (digest{}) {\n			return wire.Result{Status: wire.StatusRetryLater, Payload: []byte(idempotencyFullText)}, true\n		}\n		t.drop(k)\n", 0},
+	{"an idempotency key is forgotten at its time, not behind it", "idempotency.go",
+		"now-k.at > idempotencyTTL }", "now-k.at > idempotencyTTL || MUTANT && now-k.at == idempotencyTTL }", 0},
+	{"another request with the same idempotency key gets the first one's answer", "idempotency.go",
+		"k.fingerprint != fingerprint:", "k.fingerprint != fingerprint && !MUTANT:", 0},
 }
 
 // mutantSource stands beside the changed files.
@@ -170,7 +182,7 @@ func TestDeterminism_Mutants_AreCaught(t *testing.T) {
 	judge := func(t *testing.T, name string, logs int) (out string, caught bool) {
 		run := judgeOfLogs
 		if logs == 0 {
-			run = judgeOfSessions
+			run = judgeOfTables
 		}
 		cmd := exec.CommandContext(t.Context(), program, "-test.run="+run, "-seed=1", fmt.Sprintf("-chronicles=%d", logs))
 		cmd.Env = append(os.Environ(), mutantEnv+"="+name)

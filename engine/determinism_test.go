@@ -121,8 +121,9 @@ func wantModelState(t testing.TB, e *Engine, m *reference) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Records != uint64(len(m.records)) || st.Sessions != len(m.sessions) {
-		t.Fatalf("%d records and %d sessions; want %d and %d", st.Records, st.Sessions, len(m.records), len(m.sessions))
+	if st.Records != uint64(len(m.records)) || st.Sessions != len(m.sessions) || st.IdempotencyKeys != len(m.once) || st.IdempotencyBytes != m.onceBytes() {
+		t.Fatalf("%d records, %d sessions, %d keys of %d bytes; want %d, %d, %d of %d", st.Records, st.Sessions, st.IdempotencyKeys, st.IdempotencyBytes,
+			len(m.records), len(m.sessions), len(m.once), m.onceBytes())
 	}
 	var next int64
 	for _, r := range m.records {
@@ -208,7 +209,7 @@ func TestTwoEngines_SameLog_EqualDigests(t *testing.T) {
 	restarted = crash(t, restarted, other, log)
 	for _, e := range []*Engine{plain, restarted, eager} {
 		wantEqualEngines(t, plain, e)
-		wantEqualSessions(t, plain.live.Load().applier.sessions, e.live.Load().applier.sessions)
+		wantEqualTables(t, plain, e)
 		if err := e.VerifyDigest(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -248,6 +249,29 @@ func crash(t testing.TB, e *Engine, o Options, log [][]byte) *Engine {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// wantEqualTables compares what two engines hold beside the records.
+func wantEqualTables(t testing.TB, a, b *Engine) {
+	t.Helper()
+	wantEqualSessions(t, a.live.Load().applier.sessions, b.live.Load().applier.sessions)
+	wantEqualIdempotency(t, a.live.Load().applier.once, b.live.Load().applier.once)
+}
+
+// wantEqualIdempotency compares two tables in all but what belongs to an entry at hand.
+func wantEqualIdempotency(t testing.TB, a, b *idempotency) {
+	t.Helper()
+	if al, bl := onceLines(a), onceLines(b); !slices.Equal(al, bl) {
+		t.Fatalf("idempotency tables differ: %q, %q", al, bl)
+	}
+}
+
+// onceLines lists a table in order of execution, with its sums.
+func onceLines(t *idempotency) (lines []string) {
+	for k := t.oldest.next; k != &t.oldest; k = k.next {
+		lines = append(lines, fmt.Sprintf("key %x fingerprint %x at %d in %v: %v rev %d %x, digest %x, known %v", k.key, k.fingerprint, k.at, k.place, k.status, k.rev, k.payload, k.digest, t.byKey[k.key] == k))
+	}
+	return append(lines, fmt.Sprintf("%d keys of %d bytes", len(t.byKey), t.bytes))
+}
 
 // wantEqualSessions compares two tables in all but what belongs to an entry at hand.
 func wantEqualSessions(t testing.TB, a, b *sessions) {

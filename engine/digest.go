@@ -12,7 +12,7 @@ import (
 )
 
 // digest is the state's fingerprint: the sum of one fingerprint for each live record of every namespace,
-// each session, and each journal record. Two independent lanes of 64 bits, each summed modulo 2^64, so
+// each session, each journal record, and each answer kept for an idempotency key. Two independent lanes of 64 bits, each summed modulo 2^64, so
 // that order doesn't matter and one member can be taken out again.
 //
 // It finds divergence and damage, which are accidents. It is no proof against someone who builds
@@ -52,7 +52,7 @@ func recordDigest(recordKey []byte, r *storedRecord) digest {
 	}
 }
 
-// sealedDigest is the fingerprint of a session or a journal record: of its bytes as they are stored.
+// sealedDigest is the fingerprint of a session, a journal record, or an answer kept for an idempotency key: of its bytes as they are stored.
 func sealedDigest(key, stored []byte) digest {
 	return digest{hash3(digestSeed0, key, stored, nil), hash3(digestSeed1, key, stored, nil)}
 }
@@ -139,6 +139,7 @@ func (v *verifier) run() error {
 		{familyExpiry, v.expiry},
 		{familySession, v.sealed},
 		{familyJournal, v.sealed},
+		{familyOnce, v.sealed},
 		{familyUsage, v.usageOf},
 	} {
 		lower, upper := familyRange(f.family)

@@ -74,8 +74,8 @@ func TestDigestsAt_SameLogOtherPace_SamePoints(t *testing.T) {
 func TestDigestsAt_MoreThanAreKept_NewestStay(t *testing.T) {
 	var in instance
 	for i := range uint64(digestsKept + 3) {
-		in.note(&marker{index: (i + 1) * digestEvery, digest: digest{i}}, 0)
-		in.note(&marker{index: (i+1)*digestEvery + 1, digest: digest{99}}, 0)
+		in.note(&marker{index: (i + 1) * digestEvery, digest: digest{i}}, tableSizes{})
+		in.note(&marker{index: (i+1)*digestEvery + 1, digest: digest{99}}, tableSizes{})
 	}
 	e := new(Engine)
 	e.live.Store(&in)

@@ -61,6 +61,7 @@ func FuzzStoredKeys(f *testing.F) {
 	f.Add(appendExpiryKey(nil, testEpoch, recordKey))
 	f.Add(appendSessionKey(nil, 9))
 	f.Add(appendJournalKey(nil, journalPlace{9, 2}))
+	f.Add(appendOnceKey(nil, oncePlace{9, 2}))
 	f.Add([]byte{familyChunk, 0, 0, 0, 1, 0xff, 0xff, 'k'})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, key []byte) {
@@ -74,6 +75,9 @@ func FuzzStoredKeys(f *testing.F) {
 		}
 		if p, ok := splitJournalKey(key); ok && !bytes.Equal(appendJournalKey(nil, p), key) {
 			t.Fatalf("%x is not place %v", key, p)
+		}
+		if p, ok := splitOnceKey(key); ok && !bytes.Equal(appendOnceKey(nil, p), key) {
+			t.Fatalf("%x is not place %v of an idempotency key", key, p)
 		}
 		k := describeKey(key)
 		if k.Kind == "" || storedKeyForPeople(key) == "" || len(key) > 0 && k.String() == "" {

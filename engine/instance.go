@@ -32,10 +32,17 @@ type instance struct {
 
 	mu sync.Mutex
 	// Guarded by mu: what the newest published entry left.
-	newest   marker
-	sessions int
-	digests  digestRing
-	scrub    *partialSum // of the scrub under way, or nil
+	newest  marker
+	sizes   tableSizes
+	digests digestRing
+	scrub   *partialSum // of the scrub under way, or nil
+}
+
+// tableSizes is how full the tables beside the records are.
+type tableSizes struct {
+	sessions         int
+	idempotencyKeys  int
+	idempotencyBytes int64
 }
 
 // loadInstance builds the state machine from what s shows.
@@ -44,7 +51,7 @@ func loadInstance(s *store) (*instance, error) {
 	var last marker
 	var id identity
 	var members []wire.Member
-	table := newSessions()
+	table, once := newSessions(), newIdempotency()
 	spaces := newNamespaces()
 	if s.current().ts > 0 {
 		err := s.read(0, func(r *reader) (err error) {
@@ -63,7 +70,10 @@ func loadInstance(s *store) (*instance, error) {
 			if spaces, err = loadNamespaces(r, id.level, &last); err != nil {
 				return err
 			}
-			table, err = loadSessions(r)
+			if table, err = loadSessions(r); err != nil {
+				return err
+			}
+			once, err = loadIdempotency(r)
 			return err
 		})
 		if err != nil {
@@ -74,11 +84,11 @@ func loadInstance(s *store) (*instance, error) {
 	if in.deadlines.next, err = earliestDeadline(s, 0); err != nil {
 		return nil, err
 	}
-	in.applier = newApplier(in, table, last, id, members, spaces)
+	in.applier = newApplier(in, table, once, last, id, members, spaces)
 	in.setIdentity(id)
 	in.setMembers(members)
 	in.showNamespaces(0, spaces)
-	in.note(&last, len(table.byID))
+	in.note(&last, tableSizes{len(table.byID), len(once.byKey), once.bytes})
 	return in, nil
 }
 
@@ -97,19 +107,19 @@ func (in *instance) checkIdentity() error {
 
 // publish shows the entry that the applier has stored, and notes what it left. Under mu, so that who holds it
 // sees the point, the marker and a scrub's sum of one state. REQUIRES: caller is the applier.
-func (in *instance) publish(m *marker, stored []byte, sessions int, changed *overlay) {
+func (in *instance) publish(m *marker, stored []byte, sizes tableSizes, changed *overlay) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.scrub != nil {
 		in.scrub.note(changed)
 	}
 	in.store.publish(m.point(), stored)
-	in.note(m, sessions)
+	in.note(m, sizes)
 }
 
 // note notes what the newest entry left. REQUIRES: mu held, or in is not shared yet.
-func (in *instance) note(m *marker, sessions int) {
-	in.newest, in.sessions = *m, sessions
+func (in *instance) note(m *marker, sizes tableSizes) {
+	in.newest, in.sizes = *m, sizes
 	in.digests.add(m)
 }
 

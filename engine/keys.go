@@ -10,6 +10,7 @@ import "encoding/binary"
 //	X | deadline u64 | ns u32 | key        expiry index: one for each record that has a deadline
 //	S | session u64                        a session                                    (session.go)
 //	J | ts u64 | part u32                  the kept answers of one entry                (session.go)
+//	I | ts u64 | operation u32             the answer to one write with an idempotency key (idempotency.go)
 //	U | ns u32                             what a namespace holds, if it holds anything (usage.go)
 //	M                                      what the newest entry left behind            (marker.go)
 //
@@ -22,6 +23,7 @@ const (
 	familyJournal = 'J'
 	familyMarker  = 'M'
 	familyUsage   = 'U'
+	familyOnce    = 'I'
 )
 
 // recordKeyPrefixBytes is what stands before a user's key in a record key.
@@ -103,6 +105,22 @@ func splitJournalKey(k []byte) (p journalPlace, ok bool) {
 		return journalPlace{}, false
 	}
 	return journalPlace{binary.BigEndian.Uint64(k[1:]), binary.BigEndian.Uint32(k[9:])}, true
+}
+
+const onceKeyBytes = 1 + 8 + 4
+
+// appendOnceKey appends the key of the answer to a write with an idempotency key.
+func appendOnceKey(dst []byte, p oncePlace) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, familyOnce), p.ts)
+	return binary.BigEndian.AppendUint32(dst, p.operation)
+}
+
+// splitOnceKey reads the key of such an answer.
+func splitOnceKey(k []byte) (p oncePlace, ok bool) {
+	if len(k) != onceKeyBytes || k[0] != familyOnce {
+		return oncePlace{}, false
+	}
+	return oncePlace{binary.BigEndian.Uint64(k[1:]), binary.BigEndian.Uint32(k[9:])}, true
 }
 
 // appendUsageKey appends the key of the usage of a namespace.

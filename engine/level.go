@@ -16,8 +16,10 @@ const (
 	// levelNamespaces brings namespaces with quotas, touch, increment, conditions on tags, compression by the store, and
 	// the raising of the level itself.
 	levelNamespaces = 2
+	// levelIdempotency brings writes with an idempotency key.
+	levelIdempotency = 3
 	// LevelNewest is the newest behaviour level that this build knows.
-	LevelNewest = levelNamespaces
+	LevelNewest = levelIdempotency
 )
 
 // execute evaluates one operation at the behaviour level that the state has.
@@ -35,6 +37,8 @@ func (a *applier) execute(op *wire.Op) wire.Result {
 		res = a.execute1(op)
 	case 2:
 		res = a.execute2(op)
+	case 3:
+		res = a.execute3(op)
 	default:
 		panic(fmt.Sprintf("BUG: behaviour level %d is unknown; newest is %d", a.identity.level, LevelNewest))
 	}
@@ -50,19 +54,14 @@ func (a *applier) executeNone(op *wire.Op) wire.Result {
 	return a.initialise(op)
 }
 
-// execute1 is behaviour level 1. All that level 2 has brought is refused as by the builds that knew no other level.
+// execute1 is behaviour level 1. All that later levels have brought is refused as by the builds that knew no other level.
 func (a *applier) execute1(op *wire.Op) wire.Result {
 	switch op.Op {
 	case wire.OpPut, wire.OpDelete, wire.OpBatch, wire.OpTxn:
 		if op.Namespace != wire.NamespaceDefault {
 			return wire.Result{Status: wire.StatusNoNamespace}
 		}
-		old := *op
-		old.Ext = a.extOfLevel1(op.Ext)
-		if op.Op == wire.OpBatch || op.Op == wire.OpTxn {
-			old.Payload = a.groupOfLevel1(op.Payload)
-		}
-		return a.once(&old)
+		return a.inSession(a.oldOp(op, 1))
 	case wire.OpTouch, wire.OpIncrement, wire.OpNamespace:
 		return wire.Result{Status: wire.StatusUnknownOp}
 	case wire.OpLevel:
@@ -71,18 +70,31 @@ func (a *applier) execute1(op *wire.Op) wire.Result {
 	return a.executeAny(op)
 }
 
-// execute2 is behaviour level 2. Whether there is the namespace of a write is looked at behind its session: a write that
-// was done before its namespace was dropped is told so when it is sent again.
+// execute2 is behaviour level 2. What level 3 has brought is refused as by the builds that knew no later level. Whether
+// there is the namespace of a write is looked at behind its session: a write that was done before its namespace was
+// dropped is told so when it is sent again.
 func (a *applier) execute2(op *wire.Op) wire.Result {
 	switch op.Op {
 	case wire.OpPut, wire.OpDelete, wire.OpTouch, wire.OpIncrement, wire.OpBatch, wire.OpTxn:
-		return a.once(op)
+		return a.inSession(a.oldOp(op, 2))
 	case wire.OpNamespace:
 		return a.changeNamespace(op)
 	case wire.OpLevel:
 		return a.raise(op)
 	}
 	return a.executeAny(op)
+}
+
+// execute3 is behaviour level 3: level 2, and writes with an idempotency key, which is looked at like a session.
+func (a *applier) execute3(op *wire.Op) wire.Result {
+	switch op.Op {
+	case wire.OpPut, wire.OpDelete, wire.OpTouch, wire.OpIncrement, wire.OpBatch, wire.OpTxn:
+		if v, namespace, keyed := wire.FindIdempotency(op.Ext); keyed {
+			return a.onceByKey(op, v, namespace)
+		}
+		return a.inSession(op)
+	}
+	return a.execute2(op)
 }
 
 // executeAny evaluates what is the same at every level.
@@ -122,10 +134,14 @@ func (a *applier) raise(op *wire.Op) wire.Result {
 	case level > LevelNewest:
 		a.failApply(fmt.Errorf("it raises the behaviour level to %d, this build knows up to %d: use a newer build", level, LevelNewest))
 	}
-	a.countUsage()
+	if level == levelNamespaces {
+		a.countUsage()
+	}
 	a.identity.level = level
 	rev := a.putSystem(systemLevel, binary.LittleEndian.AppendUint16(nil, level))
-	a.beginNamespaces()
+	if level == levelNamespaces {
+		a.beginNamespaces()
+	}
 	a.in.setIdentity(a.identity)
 	return wire.Result{Status: wire.StatusOK, Rev: rev}
 }
@@ -155,28 +171,46 @@ func positionsOf(op *wire.Op, level uint16) int {
 	return systemRecords
 }
 
-// What level 2 has brought into extension blocks and groups is, at level 1, what builds that know no other level take it
-// for: an unknown critical element, an unknown condition, and an unknown operation. Such an operation is not in the log of
-// a cluster whose doors do their work; but if it were, builds of both kinds would have to refuse it alike.
+// What a later level has brought into extension blocks and groups is, at an earlier one, what builds that know no later one
+// take it for: an unknown critical element, an unknown condition, and an unknown operation. Such an operation is not in the
+// log of a cluster whose doors do their work; but if it were, builds of all kinds would have to refuse it alike.
 const (
 	unknownElement   = 63
 	unknownCondition = 255
 	unknownOpcode    = 255
 )
 
-// newToLevel1 reports whether level 1 doesn't know an element with this value.
-func newToLevel1(t wire.ExtType, v []byte) bool {
-	return t == wire.ExtCompress || t == wire.ExtHistory || t == wire.ExtCondition && len(v) > 0 && v[0] >= byte(wire.ConditionTag) && v[0] <= byte(wire.ConditionTagAbsent)
+// newTo reports whether a level doesn't know an element with this value.
+func newTo(level uint16, t wire.ExtType, v []byte) bool {
+	switch t {
+	case wire.ExtCompress, wire.ExtHistory:
+		return level < levelNamespaces
+	case wire.ExtCondition:
+		return level < levelNamespaces && len(v) > 0 && v[0] >= byte(wire.ConditionTag) && v[0] <= byte(wire.ConditionTagAbsent)
+	case wire.ExtIdempotency:
+		return level < levelIdempotency
+	}
+	return false
 }
 
-// extOfLevel1 gives ext as level 1 understands it: ext itself, nearly always.
-func (a *applier) extOfLevel1(ext []byte) []byte {
+// oldOp gives a write as a level understands it: op itself, nearly always.
+func (a *applier) oldOp(op *wire.Op, level uint16) *wire.Op {
+	old := *op
+	old.Ext = a.oldExt(op.Ext, level)
+	if op.Op == wire.OpBatch || op.Op == wire.OpTxn {
+		old.Payload = a.oldGroup(op.Payload, level)
+	}
+	return &old
+}
+
+// oldExt gives ext as a level understands it: ext itself, nearly always.
+func (a *applier) oldExt(ext []byte, level uint16) []byte {
 	for rest := ext; len(rest) > 0; {
 		t, v, next, err := wire.NextExt(rest)
 		if err != nil {
 			return ext // refused there at the latest
 		}
-		if newToLevel1(t, v) {
+		if newTo(level, t, v) {
 			masked := a.mem.copy(ext)
 			if at := len(ext) - len(rest); t == wire.ExtCondition {
 				masked[len(ext)-len(next)-len(v)] = unknownCondition
@@ -190,8 +224,8 @@ func (a *applier) extOfLevel1(ext []byte) []byte {
 	return ext
 }
 
-// groupOfLevel1 is extOfLevel1 for a batch or transaction.
-func (a *applier) groupOfLevel1(payload []byte) []byte {
+// oldGroup is oldExt for a batch or transaction.
+func (a *applier) oldGroup(payload []byte, level uint16) []byte {
 	_, n, rest, err := wire.DecodeGroup(payload)
 	if err != nil {
 		return payload
@@ -203,12 +237,12 @@ func (a *applier) groupOfLevel1(payload []byte) []byte {
 			return payload
 		}
 		at := len(payload) - len(rest)
-		if it.Op == wire.OpTouch || it.Op == wire.OpIncrement {
+		if level < levelNamespaces && (it.Op == wire.OpTouch || it.Op == wire.OpIncrement) {
 			masked := a.mem.copy(payload)
 			masked[at] = unknownOpcode
 			return masked
 		}
-		if ext := a.extOfLevel1(it.Ext); len(ext) > 0 && &ext[0] != &it.Ext[0] {
+		if ext := a.oldExt(it.Ext, level); len(ext) > 0 && &ext[0] != &it.Ext[0] {
 			masked := a.mem.copy(payload)
 			copy(masked[at+wire.ItemHeaderBytes:], ext)
 			return masked

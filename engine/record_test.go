@@ -39,6 +39,7 @@ func goldenForms() []struct {
 	journal := appendJournalHeader(nil, 2)
 	journal = appendJournalResult(journal, 0x500000, 7, &keptResult{rev: 0x2a00001, status: wire.StatusOK})
 	journal = appendJournalResult(journal, 0x500000, 8, &keptResult{status: wire.StatusConditionFailed, payload: []byte("why"), truncated: true})
+	onceKey := appendOnceKey(nil, oncePlace{1042, 3})
 	m := marker{index: 42, term: 3, ts: 1042, time: 1_700_000_000_000_000, positions: 2, digest: digest{1, 2}, records: 10, bytes: 1000}
 	return []struct {
 		name        string
@@ -54,6 +55,9 @@ func goldenForms() []struct {
 		{"cursor (not stored)", nil, appendCursor(nil, &cursor{history: testInit.HistoryID, rev: 0x2a00001, time: 5, listing: 6, last: []byte("user:123")})},
 		{"record, compressed", key, appendRecord(nil, key, &packed)},
 		{"manifest of a chunked record, compressed", key, appendRecord(nil, key, &packedManifest)},
+		{"answer kept for an idempotency key", onceKey, appendOnce(nil, onceKey, &onceDone{
+			key: idempotencyKeyOf([]byte("app"), wire.IdempotencyKey("order-17")), fingerprint: 7, at: 1_700_000_000_000_000, place: oncePlace{1042, 3}, rev: 0x2a00001,
+			payload: []byte("answer"), status: wire.StatusConditionFailed})},
 		{"cursor behind a common prefix (not stored)", nil, appendCursor(nil, &cursor{history: testInit.HistoryID, rev: 0x2a00001, time: 5, listing: 6, rolled: true, last: []byte("user:")})},
 	}
 }
@@ -125,6 +129,12 @@ func checkForm(key, stored []byte) ([]byte, error) {
 			return nil, err
 		}
 		return appendSeal(append(appendJournalHeader(nil, n), out...), 0, key), nil
+	case familyOnce:
+		k, err := decodeOnce(key, stored)
+		if err != nil {
+			return nil, err
+		}
+		return appendOnce(nil, key, k), nil
 	case familyMarker:
 		m, err := decodeMarker(stored)
 		if err != nil {

@@ -30,6 +30,11 @@ type reference struct {
 	effects   []Effect
 	bytesMax  int64 // of all kept answers
 
+	once         map[string]*modelOnce // by namespace and key
+	onceOrder    []string              // the oldest first
+	onceBytesMax int64
+	answerMax    int // of the write at hand
+
 	// answer stands in for the evaluation of a write, if it is set.
 	answer func(m *reference, op *wire.Op) wire.Result
 }
@@ -56,8 +61,18 @@ type modelSession struct {
 	results map[uint64]wire.Result
 }
 
+// modelOnce is the answer to a write with an idempotency key.
+type modelOnce struct {
+	at          int64
+	fingerprint uint64
+	res         wire.Result
+}
+
 func newReference() *reference {
-	return &reference{records: make(map[string]*modelRecord), sessions: make(map[uint64]*modelSession), bytesMax: wire.SessionsBytesMax}
+	return &reference{
+		records: make(map[string]*modelRecord), sessions: make(map[uint64]*modelSession), bytesMax: wire.SessionsBytesMax,
+		once: make(map[string]*modelOnce), onceBytesMax: wire.IdempotencyBytesMax,
+	}
 }
 
 // configuration takes an entry that says nothing to the state.
@@ -78,6 +93,9 @@ func (m *reference) apply(index uint64, entry []byte) []wire.Result {
 		if m.now-m.sessions[id].last > int64(wire.SessionTTL.Microseconds()) {
 			delete(m.sessions, id)
 		}
+	}
+	for n := 0; n < 1024 && len(m.onceOrder) > 0 && m.now-m.once[m.onceOrder[0]].at > 600e6; n++ {
+		m.forget(m.onceOrder[0])
 	}
 	var results []wire.Result
 	for i := range h.Count {
@@ -158,16 +176,13 @@ func (m *reference) execute(op *wire.Op) wire.Result {
 	case wire.OpLevel:
 		return m.raise(op)
 	case wire.OpPut, wire.OpDelete, wire.OpBatch, wire.OpTxn:
-		if m.level == 1 {
-			if op.Namespace != 1 {
-				return wire.Result{Status: wire.StatusNoNamespace}
-			}
-			op = inTheEyesOfLevel1(op)
+		if m.level == 1 && op.Namespace != 1 {
+			return wire.Result{Status: wire.StatusNoNamespace}
 		}
-		return m.write(op)
+		return m.write(inTheEyesOf(m.level, op))
 	case wire.OpTouch, wire.OpIncrement:
 		if m.level >= 2 {
-			return m.write(op)
+			return m.write(inTheEyesOf(m.level, op))
 		}
 	case wire.OpNamespace:
 		if m.level >= 2 {
@@ -199,7 +214,68 @@ func (m *reference) recover(op *wire.Op) wire.Result {
 	return wire.Result{Rev: rev}
 }
 
+// forget drops the answer kept for a key.
+func (m *reference) forget(key string) {
+	delete(m.once, key)
+	m.onceOrder = slices.DeleteFunc(m.onceOrder, func(k string) bool { return k == key })
+}
+
+// onceBytes is what the answers kept for keys count.
+func (m *reference) onceBytes() (bytes int64) {
+	for _, k := range m.once {
+		bytes += 256 + int64(len(k.res.Payload))
+	}
+	return bytes
+}
+
+// writeOnce executes a write with an idempotency key, with what its element says.
+func (m *reference) writeOnce(op *wire.Op, v []byte, namespace string) wire.Result {
+	if len(v) != 24 || op.Session != 0 {
+		return wire.Result{Status: wire.StatusBadRequest}
+	}
+	key, fingerprint := namespace+" "+string(v[:16]), binary.LittleEndian.Uint64(v[16:])
+	if k := m.once[key]; k != nil && m.now-k.at > 600e6 {
+		m.forget(key)
+	} else if k != nil {
+		res := k.res
+		if res.Replayed = true; k.fingerprint != fingerprint {
+			res = wire.Result{Status: wire.StatusKeyReused}
+		}
+		return res
+	}
+	if m.onceBytes()+256+65536 > m.onceBytesMax {
+		return wire.Result{Status: wire.StatusRetryLater, Payload: []byte("as many answers to writes with an idempotency key are kept as may be; nothing was changed: try again later, or send the write without a key")}
+	}
+	m.answerMax = 65536
+	res := m.mutate(op)
+	if res.Status.Class() != wire.ClassRetry {
+		m.once[key] = &modelOnce{m.now, fingerprint, res}
+		m.onceOrder = append(m.onceOrder, key)
+	}
+	return res
+}
+
 func (m *reference) write(op *wire.Op) wire.Result {
+	if m.level >= 3 {
+		namespace, keyed, v := "default", false, []byte(nil)
+		for ext := op.Ext; len(ext) > 0; {
+			t, value, rest, err := wire.NextExt(ext)
+			if err != nil {
+				break
+			}
+			switch t {
+			case 1:
+				namespace = string(value)
+			case 33:
+				keyed, v = true, value
+			}
+			ext = rest
+		}
+		if keyed {
+			return m.writeOnce(op, v, namespace)
+		}
+	}
+	m.answerMax = wire.FrameBodyBytesMax
 	if op.Session == 0 {
 		return m.mutate(op)
 	}
@@ -303,6 +379,10 @@ func (m *reference) group(op *wire.Op) wire.Result {
 			panic(err)
 		}
 	}
+	if least := leastAnswer(items); least > m.answerMax {
+		return wire.Result{Status: wire.StatusTooLarge, Payload: fmt.Appendf(nil,
+			"the answer to %d operations takes %d bytes, and with an idempotency key it may have %d; nothing was changed: use smaller groups, or no key", n, least, m.answerMax)}
+	}
 	ns := op.Namespace
 	atomic := op.Op == wire.OpTxn || flags&wire.GroupAtomic != 0
 	if atomic {
@@ -355,9 +435,28 @@ func (m *reference) members(ns uint32, items []wire.Item, fn func(it *wire.Item)
 		if first == 0 {
 			first = rev
 		}
+		// The others keep their room.
+		switch room := m.answerMax - len(reply) - leastAnswer(items[i:]); {
+		case len(out.Ext)+len(out.Value) <= room:
+		case out.Op == wire.OpGet && out.Status == wire.StatusOK:
+			out = wire.Item{Op: out.Op, Status: wire.StatusReplyFull}
+		case out.Status != wire.StatusOK && out.Status != wire.StatusNotFound:
+			out.Value = nil
+		}
 		reply = wire.AppendItem(reply, &out)
 	}
 	return wire.Result{Rev: first, Payload: append(wire.AppendResultHeader(nil, first, len(items)), reply...)}
+}
+
+// leastAnswer is what the answer to a group of items takes in any case.
+func leastAnswer(items []wire.Item) int {
+	least := 12
+	for i := range items {
+		if least += 20; items[i].Op == wire.OpIncrement {
+			least += 8
+		}
+	}
+	return least
 }
 
 // member executes one member; with conditions, if they are its own affair.
@@ -445,7 +544,9 @@ func (m *reference) raise(op *wire.Op) wire.Result {
 	}
 	m.level = level
 	rev := m.put(0, "level", nil, []byte{byte(level), 0}, 0)
-	m.beginSpaces()
+	if level == 2 {
+		m.beginSpaces()
+	}
 	return wire.Result{Rev: rev}
 }
 
@@ -543,11 +644,11 @@ func (m *reference) purge(id uint32, most int) wire.Result {
 	return wire.Result{Rev: first}
 }
 
-// inTheEyesOfLevel1 gives a write as a build sees it that knows level 1 only: other numbers, which no build knows, stand
-// in the place of what level 2 has brought.
-func inTheEyesOfLevel1(op *wire.Op) *wire.Op {
+// inTheEyesOf gives a write as a build sees it that knows no later level: other numbers, which no build knows, stand in
+// the place of what later levels have brought.
+func inTheEyesOf(level uint16, op *wire.Op) *wire.Op {
 	out := *op
-	out.Ext = extInTheEyesOfLevel1(op.Ext)
+	out.Ext = extInTheEyesOf(level, op.Ext)
 	if op.Op != wire.OpBatch && op.Op != wire.OpTxn {
 		return &out
 	}
@@ -562,17 +663,17 @@ func inTheEyesOfLevel1(op *wire.Op) *wire.Op {
 		if err != nil {
 			break
 		}
-		if rest = next; it.Op == 0x24 || it.Op == 0x25 {
+		if rest = next; level == 1 && (it.Op == 0x24 || it.Op == 0x25) {
 			it.Op = 0xee
 		}
-		it.Ext = extInTheEyesOfLevel1(it.Ext)
+		it.Ext = extInTheEyesOf(level, it.Ext)
 		p = wire.AppendItem(p, &it)
 	}
 	out.Payload = append(p, rest...)
 	return &out
 }
 
-func extInTheEyesOfLevel1(ext []byte) (out []byte) {
+func extInTheEyesOf(level uint16, ext []byte) (out []byte) {
 	for len(ext) > 0 {
 		t, v, rest, err := wire.NextExt(ext)
 		if err != nil {
@@ -580,9 +681,9 @@ func extInTheEyesOfLevel1(ext []byte) (out []byte) {
 		}
 		element := bytes.Clone(ext[:len(ext)-len(rest)])
 		switch {
-		case t == 25 || t == 29:
+		case level == 1 && (t == 25 || t == 29) || level <= 2 && t == 33:
 			element[0] = 61
-		case t == wire.ExtCondition && len(v) > 0 && v[0] > 4:
+		case level == 1 && t == wire.ExtCondition && len(v) > 0 && v[0] > 4:
 			element[len(element)-len(v)] = 200
 		}
 		out, ext = append(out, element...), rest

@@ -102,7 +102,10 @@ func (r *replica) open() {
 	r.note("open at %d: %s", r.applied(), optionsForPeople(&r.o))
 }
 
-func (r *replica) bound() { r.e.live.Load().applier.sessions.bytesMax = r.c.bytesMax }
+func (r *replica) bound() {
+	a := r.e.live.Load().applier
+	a.sessions.bytesMax, a.once.bytesMax = r.c.bytesMax, r.c.onceBytesMax
+}
 
 func (r *replica) applied() uint64 { return r.e.Applied().Index }
 
@@ -214,7 +217,7 @@ func (r *replica) dump() []string {
 	var lines []string
 	err := in.store.read(0, func(rd *reader) error {
 		lines = lines[:0]
-		for _, family := range []byte{familyRecord, familyExpiry, familySession, familyJournal, familyMarker, familyUsage} {
+		for _, family := range []byte{familyRecord, familyExpiry, familySession, familyJournal, familyOnce, familyMarker, familyUsage} {
 			lower, upper := familyRange(family)
 			err := rd.iterate(lower, upper, false, false, func(key []byte, value func() ([]byte, error)) (bool, error) {
 				stored, err := value()
@@ -251,6 +254,9 @@ func (r *replica) dump() []string {
 			k := s.results[seq]
 			lines = append(lines, fmt.Sprintf("answer %d of session %d: %v rev %d at %v, %v %x", seq, id, k.status, k.rev, k.place, k.truncated, k.payload))
 		}
+	}
+	for i, line := range onceLines(in.applier.once) {
+		lines = append(lines, fmt.Sprintf("once %04d: %s", i, line))
 	}
 	for place, j := range t.journal {
 		lines = append(lines, fmt.Sprintf("journal %v: %d answers", place, j.live))

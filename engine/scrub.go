@@ -347,7 +347,7 @@ func (s *scrubber) expiries() error {
 	}, nil)
 }
 
-// compare reads what is left, sessions, kept answers and the usage of namespaces, at one revision, and compares what it all adds up to
+// compare reads what is left, sessions, kept answers (of sessions and of idempotency keys) and the usage of namespaces, at one revision, and compares what it all adds up to
 // with the digest that Apply has carried along. They are bounded: at the lowest rate it takes minutes, which a
 // pin lasts.
 func (s *scrubber) compare() error {
@@ -366,7 +366,7 @@ func (s *scrubber) compare() error {
 		}
 	}
 	defer release()
-	for _, family := range [...]byte{familySession, familyJournal} {
+	for _, family := range [...]byte{familySession, familyJournal, familyOnce} {
 		lower, upper := familyRange(family)
 		v := verifier{ctx: s.ctx}
 		var part digest

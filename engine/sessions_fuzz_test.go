@@ -485,7 +485,7 @@ func TestSessions_RandomProgramsOnAnEngine_AgreeWithTheModel(t *testing.T) {
 	for i := range n {
 		rng := rand.New(rand.NewPCG(seed+i, 41))
 		program := randomProgram(rng)
-		c := &chronicle{seed: seed + i, bytesMax: sessionBound(program[0]), model: newReference()}
+		c := &chronicle{seed: seed + i, bytesMax: sessionBound(program[0]), onceBytesMax: wire.IdempotencyBytesMax, model: newReference()}
 		c.model.bytesMax = c.bytesMax
 		m := &engineMachine{replica: &replica{t: t, c: c, rng: rng, o: anyOptions(t, rng, memoryDir(t))}}
 		playOnEngine(m, program)

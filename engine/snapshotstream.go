@@ -316,7 +316,7 @@ func (s *snapshotReader) items(b []byte, fn func(key, value []byte, version uint
 // knownFamily reports whether keys may begin with family; see keys.go.
 func knownFamily(family byte) bool {
 	switch family {
-	case familyRecord, familyChunk, familyExpiry, familySession, familyJournal, familyMarker, familyUsage:
+	case familyRecord, familyChunk, familyExpiry, familySession, familyJournal, familyMarker, familyUsage, familyOnce:
 		return true
 	}
 	return false

@@ -13,6 +13,10 @@ type Stats struct {
 	Records, RecordBytes uint64
 	// Sessions are those that are open.
 	Sessions int
+	// IdempotencyKeys are those whose answers are kept, IdempotencyBytes what these count against
+	// wire.IdempotencyBytesMax.
+	IdempotencyKeys  int
+	IdempotencyBytes int64
 	// CacheHits, CacheMisses, CacheFills and CacheEvicted count look-ups of records, what reads brought in,
 	// and what made room. CacheEntries and CacheBytes are what is held.
 	CacheHits, CacheMisses, CacheFills, CacheEvicted uint64
@@ -84,13 +88,17 @@ func (e *Engine) Stats() (Stats, error) {
 	store.BytesWritten = sum.bytesWritten
 	c := in.cache.stats()
 	in.mu.Lock()
-	newest, sessions := in.newest, in.sessions
+	newest, sizes := in.newest, in.sizes
 	in.mu.Unlock()
 	t := &e.transferred
 	st := Stats{
-		Records:      newest.records,
-		RecordBytes:  newest.bytes,
-		Sessions:     sessions,
+		Records:     newest.records,
+		RecordBytes: newest.bytes,
+		Sessions:    sizes.sessions,
+
+		IdempotencyKeys:  sizes.idempotencyKeys,
+		IdempotencyBytes: sizes.idempotencyBytes,
+
 		CacheHits:    sum.cacheHits,
 		CacheMisses:  sum.cacheMisses,
 		CacheFills:   sum.cacheFills,

@@ -263,7 +263,7 @@ func describeKey(key []byte) DamagedKey {
 		k.Kind = kindExpiry
 	case familySession:
 		k.Kind = kindSession
-	case familyJournal:
+	case familyJournal, familyOnce:
 		k.Kind = kindAnswers
 	case familyMarker:
 		k.Kind = kindMarker

@@ -237,6 +237,7 @@ type workload struct {
 	versions map[string]wire.Revision
 	values   map[string][]byte
 	sessions []*workloadSession
+	onces    []testOp // writes with an idempotency key, to be sent again
 	sent     []testOp // the entry at hand
 }
 
@@ -247,7 +248,7 @@ type workloadSession struct {
 
 func newWorkload(seed uint64) *workload {
 	return &workload{
-		rng: rand.New(rand.NewPCG(seed, 1)), keys: 60, bigValue: 40 << 10, now: testEpoch, level: uint16(1 + seed%2),
+		rng: rand.New(rand.NewPCG(seed, 1)), keys: 60, bigValue: 40 << 10, now: testEpoch, level: uint16(1 + seed%3),
 		versions: make(map[string]wire.Revision), values: make(map[string][]byte),
 	}
 }
@@ -500,9 +501,11 @@ func (w *workload) op() testOp {
 	case 0, 1:
 		return w.change()
 	case 2:
-		return levelOp([]uint16{0, 1, 2, 2, 2, 7}[w.rng.IntN(6)])
+		return levelOp([]uint16{0, 1, 2, 2, 3, 3, 3, 7}[w.rng.IntN(8)])
 	}
-	switch n := w.rng.IntN(40); {
+	switch n := w.rng.IntN(46); {
+	case n >= 40:
+		return w.onceWrite()
 	case n == 0:
 		return sessionOpenOp()
 	case n == 1:
@@ -525,6 +528,28 @@ func (w *workload) op() testOp {
 		return w.sessionWrite()
 	}
 	return w.write()
+}
+
+// onceWrite makes a write with an idempotency key: a new one, a retry, or another with the key of one before.
+func (w *workload) onceWrite() testOp {
+	if n := len(w.onces); n > 0 && w.rng.IntN(3) == 0 {
+		return w.onces[w.rng.IntN(n)]
+	}
+	op := w.write()
+	id := wire.Idempotency{Key: [16]byte{byte(w.rng.IntN(40))}, Fingerprint: w.rng.Uint64N(4)}
+	ext := wire.AppendExtIdempotency(nil, id)
+	switch w.rng.IntN(12) {
+	case 0:
+		ext = wire.AppendExtString(ext, wire.ExtNamespace, "a")
+	case 1:
+		ext = wire.AppendExtString(nil, wire.ExtNamespace, "default")
+		ext = wire.AppendExtIdempotency(ext, id)
+	}
+	op.Ext = append(ext, op.Ext...)
+	if w.onces = append(w.onces, op); len(w.onces) > 12 {
+		w.onces = w.onces[1:]
+	}
+	return op
 }
 
 func (w *workload) session() *workloadSession {

@@ -12,8 +12,8 @@ import (
 // order. So a condition never sees what the same transaction writes, and a GET within it does. A member that can't be
 // executed, and a quota that all of them together exceed, undo what the members before have done.
 
-// group evaluates a batch or a transaction.
-func (a *applier) group(op *wire.Op) wire.Result {
+// group evaluates a batch or a transaction whose answer has at most answerMax bytes.
+func (a *applier) group(op *wire.Op, answerMax int) wire.Result {
 	if ref := wire.CheckGroup(op.Op, op.Payload); ref != nil {
 		return wire.Result{Status: ref.Status}
 	}
@@ -21,8 +21,12 @@ func (a *applier) group(op *wire.Op) wire.Result {
 	if err != nil {
 		panic("BUG: a checked group can't be decoded: " + err.Error())
 	}
-	g := group{a: a, ns: op.Namespace, items: items, count: n}
+	g := group{a: a, ns: op.Namespace, items: items, count: n, answerMax: answerMax}
 	g.left, g.counters = n, countIncrements(items, n)
+	if least := g.leastBytes(); least > answerMax {
+		return wire.Result{Status: wire.StatusTooLarge, Payload: fmt.Appendf(nil,
+			"the answer to %d operations takes %d bytes, and with an idempotency key it may have %d; nothing was changed: use smaller groups, or no key", n, least, answerMax)}
+	}
 	if op.Op == wire.OpBatch && flags&wire.GroupAtomic == 0 {
 		g.executeEach()
 	} else {
@@ -43,6 +47,8 @@ type group struct {
 	ns    uint32
 	items []byte
 	count int
+	// answerMax bounds the answer. Without an idempotency key a group that passes the door is far below it.
+	answerMax int
 
 	rev      wire.Revision // of the first mutation
 	reply    []byte        // see wire.AppendResultHeader
@@ -135,7 +141,7 @@ func (g *group) executeEach() {
 }
 
 func (g *group) begin() {
-	g.reply = make([]byte, 0, wire.ResultHeaderBytes+g.count*memberAnswerBytes+g.counters*counterMoreBytes)
+	g.reply = make([]byte, 0, g.leastBytes())
 	g.reply = wire.AppendResultHeader(g.reply, 0, g.count)
 }
 
@@ -215,9 +221,14 @@ func countIncrements(items []byte, n int) (increments int) {
 	return increments
 }
 
+// leastBytes is what the answer takes without what is left out when it is full. REQUIRES: no member has been answered.
+func (g *group) leastBytes() int {
+	return wire.ResultHeaderBytes + g.count*memberAnswerBytes + g.counters*counterMoreBytes
+}
+
 // room is how many bytes the answer at hand may take besides its header, with enough left for the others.
 func (g *group) room() int {
-	return wire.FrameBodyBytesMax - len(g.reply) - g.left*memberAnswerBytes - g.counters*counterMoreBytes
+	return g.answerMax - len(g.reply) - g.left*memberAnswerBytes - g.counters*counterMoreBytes
 }
 
 // header begins the answer of the next member.

@@ -57,7 +57,7 @@ func (s *Service) admitWrite(ns uint32, r *wire.Request) *wire.Refusal {
 }
 
 // write starts a mutation that was admitted. A name that stands for nothing is refused at once where this node is sure of
-// it, or created. Otherwise the log decides: it knows whether a session's write was done before its namespace was
+// it, or created. Otherwise the log decides: it knows whether a write that is sent again was done before its namespace was
 // dropped, and a node that others have replaced as leader does not get so far.
 func (s *Service) write(c wire.Completer, p *Principal, ns uint32, r *wire.Request, deadline int64) {
 	if len(r.Namespace) != 0 {
@@ -67,7 +67,7 @@ func (s *Service) write(c wire.Completer, p *Principal, ns uint32, r *wire.Reque
 			if s.newcomers.hold(c, p, ns, r, deadline) {
 				return
 			}
-		case ns == wire.NamespaceNone && (r.Session == 0 || level < levelNamespaces) && s.shard.howToRead() == readNow:
+		case ns == wire.NamespaceNone && (r.Session == 0 && len(r.Idempotency) == 0 || level < levelNamespaces) && s.shard.howToRead() == readNow:
 			if ns, _ = s.shard.namespace(r.Namespace); ns == wire.NamespaceNone {
 				refuse(c, r.Token(), s.noNamespace(r.Namespace))
 				return

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"kvstore/engine"
+	"kvstore/wire"
 )
 
 // writeEngineMetrics writes what the engine counts.
@@ -19,6 +20,9 @@ func (s *Shard) writeEngineMetrics(w io.Writer) error {
 		{"kvstore_engine_records", "gauge", "Live records of all namespaces.", float64(st.Records)},
 		{"kvstore_engine_record_bytes", "gauge", "Bytes of their keys, kept elements and values.", float64(st.RecordBytes)},
 		{"kvstore_engine_sessions", "gauge", "Open sessions.", float64(st.Sessions)},
+		{"kvstore_engine_idempotency_keys", "gauge", "Idempotency keys whose answers are kept.", float64(st.IdempotencyKeys)},
+		{"kvstore_engine_idempotency_bytes", "gauge", "Bytes that these answers count.", float64(st.IdempotencyBytes)},
+		{"kvstore_engine_idempotency_bytes_max", "gauge", "Bytes that they may count; beyond it writes with a new key are refused.", wire.IdempotencyBytesMax},
 		{"kvstore_engine_page_pins", "gauge", "Listings whose revision is held for their next page.", float64(st.PagePins)},
 		{"kvstore_cache_hits_total", "counter", "Look-ups that the hot-record cache answered.", float64(st.CacheHits)},
 		{"kvstore_cache_misses_total", "counter", "Look-ups that it could not answer.", float64(st.CacheMisses)},

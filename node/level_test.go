@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -33,12 +34,12 @@ func TestLevel_LastNodeUpgraded_RisesAndServes(t *testing.T) {
 	leader, _ = c.leader()
 	if leader.shard.level == 1 {
 		administer[clusterDocument](t, leader, asJSON(t, adminRequest{Action: "transfer", ID: others[0].info.NodeID}))
-		until(t, "an upgraded node leads", func() bool { leader, _ = c.leader(); return leader.shard.level == 2 })
+		until(t, "an upgraded node leads", func() bool { leader, _ = c.leader(); return leader.shard.level == behaviourLevel })
 	}
 	until(t, "the records say who was upgraded", func() bool {
 		known := 0
 		for _, id := range c.ids {
-			if m, ok := leader.shard.engine.Member(id); ok && m.Level == 2 {
+			if m, ok := leader.shard.engine.Member(id); ok && m.Level == behaviourLevel {
 				known++
 			}
 		}
@@ -50,11 +51,13 @@ func TestLevel_LastNodeUpgraded_RisesAndServes(t *testing.T) {
 		leader.shard.roster.news <- struct{}{}
 	}
 	tagged := wire.AppendExtCondition(nil, wire.ConditionTagAbsent, []byte("t"))
+	key := wire.AppendExtIdempotency(nil, wire.Idempotency{Key: wire.IdempotencyKey("key")})
 	batch := wire.AppendItem(wire.AppendGroupHeader(nil, 0, 1), &wire.Item{Op: wire.OpTouch, Key: []byte("k")})
 	for _, r := range []*wire.Request{
 		request(t, wire.OpIncrement, nil, "n", wire.AppendIncrement(nil, 1)), request(t, wire.OpTouch, nil, "k", nil),
 		request(t, wire.OpPut, wire.AppendExtU8(nil, wire.ExtCompress, uint8(wire.CodecS2)), "k", []byte("v")),
 		request(t, wire.OpPut, tagged, "k", []byte("v")), request(t, wire.OpBatch, nil, "", batch),
+		request(t, wire.OpPut, key, "k", []byte("v")), request(t, wire.OpBatch, key, "", group(wire.OpBatch, 0, wire.Item{Op: wire.OpPut, Key: []byte("k")})),
 		request(t, wire.OpAdmin, nil, "", []byte(`{"action":"namespace_create","namespace":"app"}`)),
 	} {
 		if a := once(t, leader, r); a.Status != wire.StatusUnsupported || !strings.Contains(string(a.Payload), "upgraded") {
@@ -78,11 +81,16 @@ func TestLevel_LastNodeUpgraded_RisesAndServes(t *testing.T) {
 	}
 	leader, _ = c.leader()
 	for _, id := range c.ids {
-		until(t, id+" is at level 2", func() bool { return c.node(id).shard.engine.Level() == 2 })
+		until(t, id+" is at the newest level", func() bool { return c.node(id).shard.engine.Level() == behaviourLevel })
 	}
 	mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_create","namespace":"app"}`)
 	if r := do(t, leader, wire.OpIncrement, in("app"), "n", wire.AppendIncrement(nil, 5)); r.Status != wire.StatusOK {
 		t.Errorf("%s %s", r.Status, r.Payload)
+	}
+	for range 2 {
+		if r := do(t, leader, wire.OpIncrement, append(bytes.Clone(key), in("app")...), "n", wire.AppendIncrement(nil, 5)); r.Status != wire.StatusOK || !bytes.Equal(r.Payload[wire.VersionBytes:], wire.AppendIncrement(nil, 10)) {
+			t.Errorf("with an idempotency key: %s %x", r.Status, r.Payload)
+		}
 	}
 	d := mustAdminister[namespacesDocument](t, leader, `{"action":"namespace_describe","namespace":"default"}`)
 	if d.Namespaces[0].Keys != 1 {
@@ -101,7 +109,7 @@ func TestLevel_LoneNode_RisesAtOnce(t *testing.T) {
 	closeNode(t, n)
 	n = openNode(t, dir, nil)
 	defer closeNode(t, n)
-	until(t, "the state is at level 2", func() bool { return n.shard.engine.Level() == 2 })
+	until(t, "the state is at the newest level", func() bool { return n.shard.engine.Level() == behaviourLevel })
 	if r := do(t, n, wire.OpTouch, nil, "k", nil); r.Status != wire.StatusOK {
 		t.Errorf("%s %s", r.Status, r.Payload)
 	}

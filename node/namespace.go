@@ -11,6 +11,9 @@ import (
 // by the store.
 const levelNamespaces = 2
 
+// levelIdempotency is the behaviour level that brings writes with an idempotency key.
+const levelIdempotency = 3
+
 // namespace is one namespace of the state.
 type namespace = engine.Namespace
 
@@ -61,15 +64,22 @@ func (it *readItem) resolve(s *Service) (ns uint32, refusal *wire.Refusal) {
 	return ns, nil
 }
 
-// tooNew refuses what a state of behaviour level 1 can't do, as long as it has that; nil: it may go on.
+// tooNew refuses what a state of an earlier behaviour level can't do, as long as it has that; nil: it may go on.
 func (s *Service) tooNew(r *wire.Request) *wire.Refusal {
-	if s.shard.engine.Level() >= levelNamespaces || !needsNewer(r) {
+	level := s.shard.engine.Level()
+	what := ""
+	switch {
+	case level < levelIdempotency && len(r.Idempotency) != 0:
+		what = "idempotency keys"
+	case level < levelNamespaces && needsNewer(r):
+		what = "touch, increment, conditions on tags and compression by the store"
+	default:
 		return nil
 	}
-	return &wire.Refusal{Status: wire.StatusUnsupported, Text: "the cluster is being upgraded: touch, increment, conditions on tags and compression by the store work once all its nodes are; nothing was changed"}
+	return &wire.Refusal{Status: wire.StatusUnsupported, Text: "the cluster is being upgraded: " + what + " work once all its nodes are; nothing was changed"}
 }
 
-// needsNewer reports whether a validated write needs more than behaviour level 1.
+// needsNewer reports whether a validated write needs behaviour level 2 for what it does.
 func needsNewer(r *wire.Request) bool {
 	newer := func(op wire.Opcode, ext []byte) bool {
 		var m wire.Mutation

@@ -97,6 +97,7 @@ func (n *newcomers) hold(to wire.Completer, p *Principal, ns uint32, r *wire.Req
 		w.r.Body = bytes.Clone(r.Body)
 		ext, key := len(r.Ext), len(r.Ext)+len(r.Key)
 		w.r.Ext, w.r.Key, w.r.Payload, w.r.Namespace = w.r.Body[:ext:ext], w.r.Body[ext:key:key], w.r.Body[key:], c.name
+		w.r.Idempotency = bytes.Clone(r.Idempotency)
 		c.writes = append(c.writes, w)
 		n.writes++
 		n.bytes += len(r.Body)

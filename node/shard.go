@@ -25,7 +25,7 @@ import (
 
 // behaviourLevel is the newest behaviour of the state machine that this build knows; a new cluster
 // starts with it. See engine for what each level means.
-const behaviourLevel = 2
+const behaviourLevel = levelIdempotency
 
 // Shard is one Raft group with its batcher and its engine.
 type Shard struct {

@@ -29,6 +29,7 @@ const (
 	ExtCompress    ExtType = 25 // u8 Codec (s2, zstd or lz4; 0 never): how the store is to compress the value, if that pays
 	ExtHistory     ExtType = 29 // 16 bytes: the history that the revision of a watch belongs to; in answers of a watch the store's
 	ExtNamespaceID ExtType = 31 // u32: the number of the namespace that a watch has been of; in answers of a watch the number that it is of
+	ExtIdempotency ExtType = 33 // 24 bytes, see Idempotency: what names a write that is done once
 )
 
 // Values of ExtConsistency.
@@ -74,7 +75,9 @@ type extSet uint64
 
 const (
 	// extsSteering are elements that steer a request as a whole; they have no place in an item of a group.
-	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge | 1<<ExtHistory | 1<<ExtNamespaceID
+	extsSteering extSet = 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtSession | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge | 1<<ExtHistory | 1<<ExtNamespaceID | 1<<ExtIdempotency
+	// extsWrite are those of them that belong to every write of keys.
+	extsWrite extSet = 1<<ExtNamespace | 1<<ExtSession | 1<<ExtIdempotency
 	// extsPut belong to a put, extsMutation also to deletes and other operations under a condition.
 	extsPut      extSet = 1<<ExtTTL | 1<<ExtTag | 1<<ExtContentType | 1<<ExtEncoding | 1<<ExtChecksum | 1<<ExtCompress
 	extsMutation extSet = extsPut | 1<<ExtCondition
@@ -91,15 +94,15 @@ func extsOf(op Opcode) extSet {
 	case OpGet, OpExists, OpMultiGet, OpScan: // the later pages of a listing take their revision from the cursor
 		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtMinRevision | 1<<ExtAtRevision | 1<<ExtMaxAge
 	case OpPut:
-		return 1<<ExtNamespace | 1<<ExtSession | extsMutation
+		return extsWrite | extsMutation
 	case OpDelete:
-		return 1<<ExtNamespace | 1<<ExtSession | 1<<ExtCondition
+		return extsWrite | 1<<ExtCondition
 	case OpTouch, OpIncrement:
-		return 1<<ExtNamespace | 1<<ExtSession | 1<<ExtCondition | 1<<ExtTTL
+		return extsWrite | 1<<ExtCondition | 1<<ExtTTL
 	case OpWatch:
 		return 1<<ExtNamespace | 1<<ExtConsistency | 1<<ExtHistory | 1<<ExtNamespaceID
 	case OpBatch, OpTxn:
-		return 1<<ExtNamespace | 1<<ExtSession
+		return extsWrite
 	case OpSessionClose:
 		return 1 << ExtSession
 	}

@@ -142,6 +142,18 @@ func goldenEntry() []byte {
 	return b
 }
 
+// goldenIdempotency names the key "order-17", as the gateway hashes it.
+var goldenIdempotency = Idempotency{Key: IdempotencyKey("order-17"), Fingerprint: 0x8877665544332211}
+
+func goldenEntryLevel3() []byte {
+	b := AppendEntryHeader(nil)
+	b = AppendOp(b, &Op{Op: OpLevel}, AppendLevel(nil, 3), 0, 0)
+	ext := AppendExtIdempotency(nil, goldenIdempotency)
+	b = AppendOp(b, &Op{Op: OpIncrement, Namespace: NamespaceDefault}, AppendIncrement(append(bytes.Clone(ext), "n"...), 1), len(ext), 1)
+	SealEntry(b, &EntryHeader{Level: 3, Group: GroupDefault, Incarnation: 0x1122334455667788, Proposal: 14, Time: 1_700_000_000_000_000, Count: 2})
+	return b
+}
+
 func goldenCompressed(c Codec) func() []byte {
 	return func() []byte {
 		dst, off := BeginFrame(nil)
@@ -228,6 +240,8 @@ func goldens() []golden {
 		{name: "increment_request", what: "INCREMENT visits by -2, request 20", make: goldenRequest(OpIncrement, 20, nil, []byte("visits"), AppendIncrement(nil, -2))},
 		{name: "increment_answer", what: "INCREMENT's answer: the version, and the value 40", make: goldenAnswer(OpIncrement, 20, StatusOK, nil, AppendCounter(nil, goldenRev, 40))},
 		{name: "put_compress", what: "PUT k = v, to be compressed with lz4 in the store if that pays, request 24", make: goldenRequest(OpPut, 24, AppendExtU8(nil, ExtCompress, byte(CodecLZ4)), []byte("k"), []byte("v"))},
+		{name: "increment_once", what: "INCREMENT visits by 1 in namespace app, with an idempotency key, request 25", make: goldenRequest(OpIncrement, 25, AppendExtString(AppendExtIdempotency(nil, goldenIdempotency), ExtNamespace, "app"), []byte("visits"), AppendIncrement(nil, 1))},
+		{name: "increment_reused", what: "INCREMENT's answer: the key belongs to another request", make: goldenAnswer(OpIncrement, 25, StatusKeyReused, nil, nil)},
 		{name: "scan_delimiter", what: "SCAN of one level below dir/, streamed, request 21", make: goldenRequest(OpScan, 21, nil, nil, AppendScanRequest(nil, &ScanRequest{Flags: ScanStream | ScanKeysOnly, Limit: 2, BytesMax: 4096, Prefix: []byte("dir/"), Delimiter: []byte("/")}))},
 		{name: "scan_prefix_answer", what: "the last page of its answer: one text that keys have in common", make: goldenAnswer(OpScan, 21, StatusOK, nil, goldenPrefixPage())},
 		{name: "watch_request", what: "WATCH of the prefix user: behind a revision, with previous values, request 22", make: goldenRequest(OpWatch, 22, AppendExtU32(AppendExt(nil, ExtHistory, bytes.Repeat([]byte{0xd2}, 16)), ExtNamespaceID, 1), nil, AppendWatchRequest(nil, &WatchRequest{Flags: WatchPrevious, Credit: 65536, ProgressMs: 1000, After: goldenRev, Prefix: []byte("user:")}))},
@@ -247,6 +261,7 @@ func goldens() []golden {
 		{name: "compressed_zstd", what: "PUT of 1760 bytes compressed with zstd, request 12", make: goldenCompressed(CodecZstd), decodeOnly: true},
 		{name: "entry", what: "a log entry: put, delete, atomic batch, expire, init", make: goldenEntry},
 		{name: "entry_level2", what: "a log entry of behaviour level 2: level, namespaces, touch, increment", make: goldenEntryLevel2},
+		{name: "entry_level3", what: "a log entry of behaviour level 3: level, increment with an idempotency key", make: goldenEntryLevel3},
 	}
 }
 

@@ -100,6 +100,16 @@ const (
 	// SessionTTL is how long (in log time) a session lives after its last write.
 	SessionTTL = 10 * time.Minute
 
+	// IdempotencyTTL is how long (in log time) the answer to a write with ExtIdempotency is kept, from its execution on.
+	IdempotencyTTL = 10 * time.Minute
+	// IdempotencyAnswerBytesMax bounds the payload of such an answer: a longer one could not be given again. A group
+	// whose answer takes more even without the values that it reads is refused with StatusTooLarge.
+	IdempotencyAnswerBytesMax = 64 << 10
+	// IdempotencyBytesMax bounds the memory of all those answers in one group, IdempotencyOverheadBytes is what each
+	// counts besides its payload: at most 524,288 are kept. Beyond it new keys are refused with StatusRetryLater.
+	IdempotencyBytesMax      = 128 << 20
+	IdempotencyOverheadBytes = 256
+
 	// ConnInflightMax and ConnInflightBytesMax are the credits of a connection: requests, and bytes of
 	// request bodies, that may be unanswered at once. Beyond them the answer is StatusBusy.
 	ConnInflightMax      = 16384

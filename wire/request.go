@@ -41,6 +41,8 @@ type Request struct {
 	AtRevision  Revision
 	History     []byte // empty, or 16 bytes
 	NamespaceID uint32 // 0: whatever the name stands for
+	// Idempotency is empty, or the value of ExtIdempotency: the write is done once, however often it is sent.
+	Idempotency []byte
 
 	// Set by the door; see Token.
 	Cost  uint32
@@ -254,6 +256,11 @@ func (r *Request) parseExt() *Refusal {
 				return refuse(StatusBadRequest, "history of %d bytes, not 16", len(v))
 			}
 			r.History = v
+		case ExtIdempotency:
+			if len(v) != IdempotencyBytes {
+				return refuse(StatusBadRequest, "idempotency element of %d bytes, not %d", len(v), IdempotencyBytes)
+			}
+			r.Idempotency = v
 		case ExtNamespaceID:
 			if len(v) != 4 || binary.LittleEndian.Uint32(v) == 0 {
 				return refuse(StatusBadRequest, "the number of a namespace has 4 bytes and is not 0")
@@ -273,6 +280,9 @@ func (r *Request) parseExt() *Refusal {
 				return refuse(StatusUnsupported, "critical extension %d is not known to this version", t)
 			}
 		}
+	}
+	if r.Session != 0 && len(r.Idempotency) != 0 {
+		return refuse(StatusBadRequest, "a write has a session or an idempotency key, not both: either makes its repetitions safe")
 	}
 	if r.MaxAgeMs != 0 && !r.Stale {
 		return refuse(StatusBadRequest, "a max age bounds stale reads; this one is linearizable")

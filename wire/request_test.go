@@ -225,6 +225,13 @@ func TestParseRequest_ExtensionBlock(t *testing.T) {
 		{"number of the system's namespace", OpWatch, AppendExtU32(nil, ExtNamespaceID, 0), StatusBadRequest},
 		{"number of a namespace of 8 bytes", OpWatch, ext(u64(ExtNamespaceID, 2)), StatusBadRequest},
 		{"number of a namespace of a put", OpPut, AppendExtU32(nil, ExtNamespaceID, 2), StatusBadRequest},
+		{"idempotency key", OpPut, AppendExtIdempotency(nil, Idempotency{}), StatusOK},
+		{"idempotency key of an increment", OpIncrement, AppendExtIdempotency(nil, Idempotency{}), StatusOK},
+		{"idempotency key of a batch", OpBatch, AppendExtIdempotency(nil, Idempotency{}), StatusOK},
+		{"idempotency key of 23 bytes", OpPut, ext(raw(ExtIdempotency, make([]byte, 23)...)), StatusBadRequest},
+		{"idempotency key twice", OpPut, AppendExtIdempotency(AppendExtIdempotency(nil, Idempotency{}), Idempotency{}), StatusBadRequest},
+		{"idempotency key beside a session", OpPut, AppendExtSession(AppendExtIdempotency(nil, Idempotency{}), 1, 2, 1), StatusBadRequest},
+		{"idempotency key of a get", OpGet, AppendExtIdempotency(nil, Idempotency{}), StatusBadRequest},
 		{"history of a get", OpGet, ext(raw(ExtHistory, make([]byte, 16)...)), StatusBadRequest},
 		{"session of a watch", OpWatch, AppendExtSession(nil, 1, 2, 1), StatusBadRequest},
 	} {

@@ -20,7 +20,7 @@ const (
 	// ClassRefused: surely not applied by this request; sending it again will not help.
 	ClassRefused Class = 2
 	// ClassUnknown: the write may or may not be applied, now or later. Only a retry with the same session
-	// and sequence number resolves it.
+	// and sequence number, or with the same idempotency key, resolves it.
 	ClassUnknown Class = 3
 )
 
@@ -71,6 +71,7 @@ const (
 	StatusNamespaceExists Status = 0x41
 	StatusTooMany         Status = 0x42
 	StatusNotANumber      Status = 0x43
+	StatusKeyReused       Status = 0x44
 )
 
 // Statuses of ClassUnknown.
@@ -132,6 +133,7 @@ var statusTable = [256]StatusInfo{
 	StatusNamespaceExists: {Name: "NAMESPACE_EXISTS", Message: "a namespace of that name exists; nothing was changed"},
 	StatusTooMany:         {Name: "TOO_MANY", Message: "there are as many of these as there may be; nothing was changed: end or remove some first"},
 	StatusNotANumber:      {Name: "NOT_A_NUMBER", Message: "the value is not a whole number of 64 bits in decimal digits, or the sum is not; nothing was changed"},
+	StatusKeyReused:       {Name: "IDEMPOTENCY_KEY_REUSED", Message: "the idempotency key belongs to another request, which was executed before; this one was not applied: give each request a key of its own"},
 
 	StatusLeadershipLost: {Name: "LEADERSHIP_LOST", Message: "leadership was lost while the write was under way; it may or may not be applied"},
 	StatusTimeout:        {Name: "TIMEOUT", Message: "the deadline passed while the write was under way; it may or may not be applied"},

@@ -50,6 +50,7 @@ var statusWant = []struct {
 	{0x41, "NAMESPACE_EXISTS", "KV-3017", false, "no"},
 	{0x42, "TOO_MANY", "KV-3018", false, "no"},
 	{0x43, "NOT_A_NUMBER", "KV-3019", false, "no"},
+	{0x44, "IDEMPOTENCY_KEY_REUSED", "KV-3020", false, "no"},
 }
 
 func TestStatuses_TableIsAsFrozenHere(t *testing.T) {
