@@ -175,8 +175,8 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, q *adminRequest,
 
 // changeHeaders checks what a change must not be asked with.
 func changeHeaders(r *http.Request) *wire.Refusal {
-	if r.Header.Get("Idempotency-Key") != "" {
-		return &wire.Refusal{Status: wire.StatusUnsupported, Text: "Idempotency-Key is not served by this version; nothing was changed"}
+	if len(r.Header.Values(idempotencyHeader)) != 0 {
+		return &wire.Refusal{Status: wire.StatusUnsupported, Text: textIdempotencyWritesOnly}
 	}
 	return noQuery(r)
 }

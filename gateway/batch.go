@@ -43,9 +43,6 @@ func (s *Server) group(w http.ResponseWriter, r *http.Request, route *groupRoute
 		return
 	}
 	write := route.op.IsWrite()
-	if write && refuseIdempotency(w, r) {
-		return
-	}
 	if !isJSON(r.Header) {
 		unsupportedMedia(w)
 		return
@@ -79,6 +76,11 @@ func (s *Server) readGroup(w http.ResponseWriter, r *http.Request, route *groupR
 		return nil, release, ref
 	}
 	var ext []byte
+	if route.op.IsWrite() {
+		if ext, ref = idempotencyElement(r.Header.Values(idempotencyHeader)); ref != nil {
+			return nil, release, ref
+		}
+	}
 	for _, name := range sortedNames(query) {
 		var known bool
 		if ext, known, ref = steer(ext, route.op, name, query); ref == nil && !known {

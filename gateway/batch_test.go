@@ -176,7 +176,7 @@ func TestGroups_BadDocuments_AreRefusedWithItemAndField(t *testing.T) {
 		status         int
 	}{
 		{"GET", put, nil, 405}, {"PUT", txn, nil, 405}, {"POST", put + "/", nil, 404}, {"POST", batchPath, nil, 404},
-		{"POST", put, []string{"Content-Type", "text/plain"}, 415}, {"POST", txn, []string{"Content-Encoding", "gzip"}, 415}, {"POST", txn, []string{"Idempotency-Key", "1"}, 400},
+		{"POST", put, []string{"Content-Type", "text/plain"}, 415}, {"POST", txn, []string{"Content-Encoding", "gzip"}, 415}, {"POST", txn, []string{"Idempotency-Key", ""}, 400},
 		{"POST", txn, []string{"Origin", "http://elsewhere.example"}, 403}, {"POST", incrementPath + "k", []string{"Sec-Fetch-Site", "cross-site"}, 403},
 	} {
 		if resp, body := send(t, s, c.method, c.target, "", c.header...); resp.StatusCode != c.status || decode(t, body).Status != c.status {

@@ -20,6 +20,10 @@
 // what problem JSON says. UNAVAILABLE and RESOURCE_EXHAUSTED mean that nothing was changed, since clients repeat the first
 // by themselves; what can't be known is UNKNOWN. What gRPC itself says of a broken connection is the client's guess.
 //
+// Retries. A write of keys may carry Idempotency-Key: within ten minutes the same request with the same key has the same
+// answer and is done once, over whichever node it comes; another request with it is 422. What names a request is its encoding as a
+// wire.Request (see parseRequest), so neither a body's spelling of JSON nor the order of a query counts.
+//
 // The event stream. A watch begins behind Last-Event-ID or from_revision, whichever is larger: a browser that comes
 // back sends the URL as it was at first and the id that it saw last. Each event has its revision as its id. A block
 // with an id alone moves that place on where nothing happens: every few seconds, and behind events that the watch

@@ -61,7 +61,7 @@ func (g *GRPC) unreadable(req *wire.Request, write bool) error {
 // Put implements kvstorev1.KVStoreServer.
 func (g *GRPC) Put(ctx context.Context, in *kvstorev1.PutRequest) (*kvstorev1.PutResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.conditions(in.GetConditions())
 	b.put(in.GetOptions())
 	req, ref := b.single(wire.OpPut, in.GetKey(), in.GetValue())
@@ -93,7 +93,7 @@ func (g *GRPC) Get(ctx context.Context, in *kvstorev1.GetRequest) (*kvstorev1.Ge
 		op = wire.OpExists
 	}
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.read(in.GetRead())
 	req, ref := b.single(op, in.GetKey(), nil)
 	resp, err := g.do(ctx, req, ref, false)
@@ -108,7 +108,7 @@ func (g *GRPC) Get(ctx context.Context, in *kvstorev1.GetRequest) (*kvstorev1.Ge
 // Delete implements kvstorev1.KVStoreServer.
 func (g *GRPC) Delete(ctx context.Context, in *kvstorev1.DeleteRequest) (*kvstorev1.DeleteResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.conditions(in.GetConditions())
 	req, ref := b.single(wire.OpDelete, in.GetKey(), nil)
 	resp, err := g.do(ctx, req, ref, true)
@@ -126,7 +126,7 @@ func (g *GRPC) Delete(ctx context.Context, in *kvstorev1.DeleteRequest) (*kvstor
 // Touch implements kvstorev1.KVStoreServer.
 func (g *GRPC) Touch(ctx context.Context, in *kvstorev1.TouchRequest) (*kvstorev1.TouchResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.conditions(in.GetConditions())
 	b.ttl(in.GetTtl())
 	req, ref := b.single(wire.OpTouch, in.GetKey(), nil)
@@ -140,7 +140,7 @@ func (g *GRPC) Touch(ctx context.Context, in *kvstorev1.TouchRequest) (*kvstorev
 // Increment implements kvstorev1.KVStoreServer.
 func (g *GRPC) Increment(ctx context.Context, in *kvstorev1.IncrementRequest) (*kvstorev1.IncrementResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.conditions(in.GetConditions())
 	b.ttl(in.GetTtl())
 	req, ref := b.single(wire.OpIncrement, in.GetKey(), wire.AppendIncrement(nil, deltaOf(in.Delta)))
@@ -174,7 +174,7 @@ func (g *GRPC) group(ctx context.Context, gb *groupBuilder, write bool) ([]*kvst
 // BatchPut implements kvstorev1.KVStoreServer.
 func (g *GRPC) BatchPut(ctx context.Context, in *kvstorev1.BatchPutRequest) (*kvstorev1.BatchPutResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	size := 0
 	for _, it := range in.GetItems() {
 		size += len(it.GetKey()) + len(it.GetValue())
@@ -196,7 +196,7 @@ func (g *GRPC) BatchPut(ctx context.Context, in *kvstorev1.BatchPutRequest) (*kv
 // BatchGet implements kvstorev1.KVStoreServer.
 func (g *GRPC) BatchGet(ctx context.Context, in *kvstorev1.BatchGetRequest) (*kvstorev1.BatchGetResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.read(in.GetRead())
 	results, resp, rev, err := g.group(ctx, b.keys(wire.OpMultiGet, 0, wire.OpGet, in.GetKeys()), false)
 	if err != nil {
@@ -208,7 +208,7 @@ func (g *GRPC) BatchGet(ctx context.Context, in *kvstorev1.BatchGetRequest) (*kv
 // BatchDelete implements kvstorev1.KVStoreServer.
 func (g *GRPC) BatchDelete(ctx context.Context, in *kvstorev1.BatchDeleteRequest) (*kvstorev1.BatchDeleteResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	results, _, rev, err := g.group(ctx, b.keys(wire.OpBatch, wire.GroupAtomic, wire.OpDelete, in.GetKeys()), true)
 	if err != nil {
 		return nil, err
@@ -232,7 +232,7 @@ func (b *callBuilder) keys(group wire.Opcode, flags uint8, op wire.Opcode, keys 
 // Transaction implements kvstorev1.KVStoreServer.
 func (g *GRPC) Transaction(ctx context.Context, in *kvstorev1.TransactionRequest) (*kvstorev1.TransactionResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	size := 0
 	for _, o := range in.GetOperations() {
 		size += len(o.GetPut().GetKey()) + len(o.GetPut().GetValue())
@@ -249,7 +249,7 @@ func (g *GRPC) Transaction(ctx context.Context, in *kvstorev1.TransactionRequest
 // List implements kvstorev1.KVStoreServer.
 func (g *GRPC) List(ctx context.Context, in *kvstorev1.ListRequest) (*kvstorev1.ListResponse, error) {
 	var b callBuilder
-	b.namespace(in.GetNamespace())
+	b.begin(ctx, in.GetNamespace())
 	b.read(in.GetRead())
 	scan := wire.ScanRequest{
 		Limit: in.GetLimit(), Prefix: []byte(in.GetPrefix()), Start: []byte(in.GetStart()), End: []byte(in.GetEnd()),

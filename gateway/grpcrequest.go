@@ -2,16 +2,21 @@ package gateway
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"kvstore/api/kvstorev1"
 	"kvstore/wire"
 )
+
+// idempotencyMetadata is the metadata entry that names a write; see idempotencyHeader.
+const idempotencyMetadata = "idempotency-key"
 
 // callBuilder turns the message of a call into a request of the binary protocol. What is wrong is noted once; whatever
 // is appended behind it has no effect.
@@ -25,6 +30,18 @@ func (b *callBuilder) refuse(st wire.Status, format string, a ...any) {
 	if b.ref == nil {
 		b.ref = &wire.Refusal{Status: st, Text: fmt.Sprintf(format, a...)}
 	}
+}
+
+// begin begins the request of a call that ctx belongs to: with the idempotency key of a write, if it has one, which
+// stands before all else, and its namespace; "" is the default one.
+func (b *callBuilder) begin(ctx context.Context, name string) {
+	if changes(stateOf(ctx).op) {
+		var ref *wire.Refusal
+		if b.ext, ref = idempotencyElement(metadata.ValueFromIncomingContext(ctx, idempotencyMetadata)); ref != nil {
+			b.refuse(ref.Status, "%s", ref.Text)
+		}
+	}
+	b.namespace(name)
 }
 
 // namespace names the namespace; "" is the default one.
@@ -220,7 +237,7 @@ func (b *callBuilder) single(op wire.Opcode, key string, payload []byte) (*wire.
 	body = append(append(append(body, b.ext...), key...), payload...)
 	h := wire.Header{Op: op, ID: 1, ExtLen: uint16(len(b.ext)), KeyLen: uint16(len(key))}
 	req := new(wire.Request)
-	return req, wire.ParseRequest(&h, body, req)
+	return req, parseRequest(&h, body, req)
 }
 
 // groupBuilder turns the operations of a batch or transaction into a request.

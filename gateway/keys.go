@@ -34,7 +34,7 @@ func (s *Server) increment(w http.ResponseWriter, r *http.Request, escaped strin
 // keyOp executes an operation on one key.
 func (s *Server) keyOp(w http.ResponseWriter, r *http.Request, op wire.Opcode, escaped string) {
 	write := op.IsWrite()
-	if (op == wire.OpTouch || op == wire.OpIncrement) && hasBody(w, r) || write && refuseIdempotency(w, r) {
+	if (op == wire.OpTouch || op == wire.OpIncrement) && hasBody(w, r) {
 		return
 	}
 	key, ref := keyOf(escaped)
@@ -66,7 +66,7 @@ func (s *Server) keyOp(w http.ResponseWriter, r *http.Request, op wire.Opcode, e
 	h := wire.Header{Op: op, ID: 1, ExtLen: uint16(len(ext)), KeyLen: uint16(len(key))}
 	var req wire.Request
 	if ref == nil {
-		ref = wire.ParseRequest(&h, body, &req)
+		ref = parseRequest(&h, body, &req)
 	}
 	if ref != nil {
 		refuse(w, write, ref.Status, ref.Text)
@@ -152,6 +152,12 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 	bad := func(format string, a ...any) ([]byte, *wire.Refusal) { return nil, badRequest(format, a...) }
 	write := op.IsWrite()
 	var ext []byte
+	if write {
+		var ref *wire.Refusal
+		if ext, ref = idempotencyElement(h.Values(idempotencyHeader)); ref != nil {
+			return nil, ref
+		}
+	}
 	for _, name := range sortedNames(q) {
 		v := q.Get(name)
 		tag, isTag := strings.CutPrefix(name, "tag.")

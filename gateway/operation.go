@@ -91,7 +91,7 @@ func (g *group) request(req *wire.Request) *wire.Refusal {
 		return &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("the operations take %d bytes; at most %d; nothing was changed", len(g.out), wire.FrameBodyBytesMax)}
 	}
 	h := wire.Header{Op: g.op, ID: 1, ExtLen: uint16(g.ext)}
-	return wire.ParseRequest(&h, g.out, req)
+	return parseRequest(&h, g.out, req)
 }
 
 // next counts one operation more.

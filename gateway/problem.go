@@ -62,7 +62,7 @@ func httpStatus(st wire.Status) int {
 		return http.StatusGone
 	case wire.StatusNoNamespace:
 		return http.StatusNotFound
-	case wire.StatusChecksum, wire.StatusSessionExpired, wire.StatusSessionStale, wire.StatusNotANumber:
+	case wire.StatusChecksum, wire.StatusSessionExpired, wire.StatusSessionStale, wire.StatusNotANumber, wire.StatusKeyReused:
 		return http.StatusUnprocessableEntity
 	case wire.StatusDamaged:
 		return http.StatusInternalServerError

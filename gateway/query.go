@@ -115,12 +115,3 @@ func hasBody(w http.ResponseWriter, r *http.Request) bool {
 	refuse(w, r.Method != http.MethodGet, wire.StatusBadRequest, "this request takes no body; nothing was changed")
 	return true
 }
-
-// refuseIdempotency refuses a write with an Idempotency-Key, which this version would not honour.
-func refuseIdempotency(w http.ResponseWriter, r *http.Request) bool {
-	if r.Header.Get("Idempotency-Key") == "" {
-		return false
-	}
-	refuse(w, true, wire.StatusUnsupported, "Idempotency-Key is not served by this version; nothing was changed: retry with conditions (If-Match, If-None-Match) instead")
-	return true
-}

@@ -19,6 +19,13 @@ func rest(t *testing.T, address, method, target, body string) (status int, doc m
 	if err != nil {
 		t.Fatal(err)
 	}
+	status, _, doc = answerOf(t, req)
+	return status, doc
+}
+
+// answerOf sends a request and reads the JSON that comes back.
+func answerOf(t *testing.T, req *http.Request) (status int, etag string, doc map[string]any) {
+	t.Helper()
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -29,9 +36,9 @@ func rest(t *testing.T, address, method, target, body string) (status int, doc m
 		t.Fatal(err)
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
-		t.Fatalf("%s %s: %d %v: %.500q", method, target, resp.StatusCode, err, b)
+		t.Fatalf("%s %s: %d %v: %.500q", req.Method, req.URL, resp.StatusCode, err, b)
 	}
-	return resp.StatusCode, doc
+	return resp.StatusCode, resp.Header.Get("ETag"), doc
 }
 
 // texts gives the strings under name in each object of a list.
