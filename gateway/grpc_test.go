@@ -621,3 +621,45 @@ func TestGRPC_RequestLog_HasALineForEachCallAndNothingThatUsersStore(t *testing.
 		t.Errorf("the line of a failure: %+v", failed)
 	}
 }
+
+func TestGRPC_IdempotencyKey_NamesAWriteAndNothingElse(t *testing.T) {
+	d := startGRPC(t, nil)
+	with := func(keys ...string) context.Context {
+		ctx := t.Context()
+		for _, k := range keys {
+			ctx = metadata.AppendToOutgoingContext(ctx, idempotencyMetadata, k)
+		}
+		return ctx
+	}
+	put := func(ctx context.Context, value string) wire.Idempotency {
+		t.Helper()
+		if _, err := d.c.Put(ctx, &kvstorev1.PutRequest{Namespace: "ns", Key: "k", Value: []byte(value)}); err != nil {
+			t.Fatal(err)
+		}
+		v, _, found := wire.FindIdempotency(d.last.Ext)
+		if !found {
+			return wire.Idempotency{}
+		}
+		id, err := wire.DecodeIdempotency(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first, again, other := put(with("key"), "v"), put(with("key"), "v"), put(with("key"), "w")
+	if first.Key != wire.IdempotencyKey("key") || again != first || other.Key != first.Key || other.Fingerprint == first.Fingerprint {
+		t.Errorf("%v, again %v, with another value %v", first, again, other)
+	}
+	if none := put(t.Context(), "v"); none != (wire.Idempotency{}) {
+		t.Errorf("without a key: %v", none)
+	}
+	for name, keys := range map[string][]string{"two keys": {"a", "b"}, "empty": {""}, "long": {strings.Repeat("k", idempotencyKeyBytesMax+1)}} {
+		_, err := d.c.Put(with(keys...), &kvstorev1.PutRequest{Key: "k"})
+		if code, info := infoOf(t, err); code != codes.InvalidArgument || info.GetReason() != "BAD_REQUEST" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := d.c.Get(with("key"), &kvstorev1.GetRequest{Namespace: "ns", Key: "k"}); status.Code(err) == codes.InvalidArgument {
+		t.Errorf("a read: %v", err)
+	}
+}
