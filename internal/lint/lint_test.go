@@ -56,9 +56,11 @@ func TestLayers_EveryForbiddenArrow_IsFoundWithItsReason(t *testing.T) {
 		bad = append(bad,
 			arrow{"client", module + "/" + to, "from outside"},
 			arrow{"bench", module + "/" + to, "from outside"},
-			arrow{"cmd/kvctl", module + "/" + to, "from outside"},
 			arrow{"cmd/kvbench/sub", module + "/" + to, "from outside"},
 			arrow{"internal/hist", module + "/" + to, "small shared tools"})
+		if to != "backup" { // a file format and loops over what a client can do
+			bad = append(bad, arrow{"cmd/kvctl", module + "/" + to, "from outside"})
+		}
 	}
 	bad = append(bad,
 		arrow{"node", module + "/bench", "knows no command"},
