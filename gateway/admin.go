@@ -68,6 +68,10 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request, escaped string) b
 			q := adminRequest{Action: "scrub"}
 			s.change(w, r, &q, fields{"node_id": &q.ID})
 		}
+	case escaped == backupPath:
+		s.backup(w, r)
+	case escaped == restorePath:
+		s.restore(w, r)
 	case escaped == membersPath:
 		switch {
 		case !allow(w, r, http.MethodGet, http.MethodHead, http.MethodPost):

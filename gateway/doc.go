@@ -13,6 +13,7 @@
 //	POST                  /api/v1/batch/{put,get,delete}     many records; puts and deletes all or nothing
 //	POST                  /api/v1/transaction                operations under conditions
 //	GET                   /api/v1/watch/{prefix}             changes as server-sent events
+//	POST                  /api/v1/admin/{backup,restore}     a copy of all records, streamed
 //	…                     /api/v1/admin/…                    status, members, leader, namespaces
 //
 // gRPC is the service kvstore.v1.KVStore of api/kvstorev1, on a listener of its own. (grpc-go behind net/http takes four
@@ -36,6 +37,9 @@
 // behind one proxy share one rate. The log of requests (Options.RequestLog) is a line of JSON for each request that it
 // wants: when, id, protocol, operation, route, namespace, address, status, code, duration, bytes, revision. It holds no
 // key, value, tag or query, and its rate is bounded; what is missing is told in the next line, by "dropped".
+//
+// Copies. A backup is streamed as it is read, and broken off where it fails; a restore is read to its end and verified
+// before anything is changed. Neither has a limit in bytes or time: each piece of them has a deadline.
 //
 // What it assumes. The Service answers every request exactly once and within its deadline, and passes on
 // by itself what another node must execute: the gateway of a follower is no other than that of the leader.

@@ -42,6 +42,9 @@ type streams struct {
 // NewDoor builds what the doors share.
 func NewDoor(o Options) *Door {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
+	if o.Backups == nil {
+		o.Backups = noBackups{}
+	}
 	o.BodyBytesMax = cmp.Or(o.BodyBytesMax, bodyBytesMaxDefault)
 	o.BodyTimeout = cmp.Or(o.BodyTimeout, bodyTimeoutDefault)
 	o.AnswerBytesMax = cmp.Or(o.AnswerBytesMax, answerBytesMaxDefault)

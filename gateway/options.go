@@ -25,6 +25,8 @@ type Service interface {
 type Options struct {
 	// Service executes the requests. Required.
 	Service Service
+	// Backups makes and takes in copies. Default: the routes for them are refused with 503.
+	Backups Backups
 	// Principal speaks for every caller.
 	Principal any
 	// Logger gets the server's own complaints. Default slog.Default().

@@ -21,7 +21,7 @@
 // more: no state is kept at package level, and requests carry a group id. The read pool owns the goroutines that
 // touch the engine's tables on behalf of event loops; streams own those that send watches and streamed listings
 // (stream.go, watch.go, streamscan.go); the board owns the questions to other nodes, admin its
-// calls.
+// calls; backups takes and restores copies on the goroutines of the doors that ask, one of each at a time (backup.go).
 //
 // What it never does. It never answers a write before the log has it and the engine has applied it, never serves
 // a linearizable read without a proof, of a moment after the request arrived, that it has applied enough, never

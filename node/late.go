@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"io"
 	"sync/atomic"
 
 	"kvstore/wire"
@@ -11,6 +12,7 @@ import (
 // its log, a caller is told so at once instead of being left on an open connection.
 type lateService struct {
 	service atomic.Pointer[Service]
+	backups atomic.Pointer[backups]
 	// awaits tells what the node waits for.
 	awaits func() string
 }
@@ -30,6 +32,22 @@ func (l *lateService) Do(ctx context.Context, principal any, r *wire.Request) wi
 func (l *lateService) Stream(ctx context.Context, principal any, r *wire.Request, each func(*wire.Response) error) wire.Response {
 	if s := l.service.Load(); s != nil {
 		return s.Stream(ctx, principal, r, each)
+	}
+	return l.notReady()
+}
+
+// Backup implements the gateway's Backups.
+func (l *lateService) Backup(ctx context.Context, principal any, namespace string, begin func(revision wire.Revision, name string) io.Writer) wire.Response {
+	if b := l.backups.Load(); b != nil {
+		return b.Backup(ctx, principal, namespace, begin)
+	}
+	return l.notReady()
+}
+
+// Restore implements the gateway's Backups.
+func (l *lateService) Restore(ctx context.Context, principal any, namespace string, merge bool, body io.Reader) wire.Response {
+	if b := l.backups.Load(); b != nil {
+		return b.Restore(ctx, principal, namespace, merge, body)
 	}
 	return l.notReady()
 }

@@ -46,6 +46,7 @@ type Node struct {
 	guard   *diskguard.Guard
 	shard   *Shard
 	service *Service
+	backups *backups
 	doors   doors
 	door    *gateway.Door // what rest shares with other doors
 	rest    *gateway.Server
@@ -109,7 +110,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	n.progress("opening")
 	late := &lateService{awaits: func() string { return *n.awaits.Load() }}
 	do := o.Gateway
-	do.Service, do.Principal, do.Logger = late, anonymous, o.Logger
+	do.Service, do.Backups, do.Principal, do.Logger = late, late, anonymous, o.Logger
 	n.door = gateway.NewDoor(do)
 	n.rest = gateway.NewREST(n.door)
 	n.ops, n.http = gateway.NewOps(opsView{n}), n.rest.HTTPServer()
@@ -147,6 +148,8 @@ func (n *Node) open(ctx context.Context) (err error) {
 		return n.gaveUp(start, err)
 	}
 	n.service = newService(o.Service, n.shard, n.info)
+	n.backups = newBackups(n.service, o.DataDir, n.guard, o.Logger)
+	late.backups.Store(n.backups)
 	late.service.Store(n.service)
 	n.opened.Store(true)
 
