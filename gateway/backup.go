@@ -47,7 +47,7 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 		refuse(w, false, ref.Status, ref.Text)
 		return
 	}
-	ctx, cancel := s.untilEnd(r)
+	ctx, cancel := s.untilEnd(r.Context())
 	defer cancel()
 	start, begun := time.Now(), false
 	out := &pacedWriter{w: w, conn: http.NewResponseController(w), pause: s.o.AnswerTimeout}
@@ -75,6 +75,9 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.o.Logger.Warn("a backup was broken off", "status", resp.Status.String(), "error", string(resp.Payload))
+	if rec, ok := w.(*recorder); ok {
+		rec.class, rec.code, rec.failed = resp.Status.Class(), resp.Status.Info().Code, failure(resp.Status)
+	}
 	panic(http.ErrAbortHandler)
 }
 
@@ -99,7 +102,7 @@ func (s *Server) restore(w http.ResponseWriter, r *http.Request) {
 		refuse(w, true, ref.Status, ref.Text)
 		return
 	}
-	ctx, cancel := s.untilEnd(r)
+	ctx, cancel := s.untilEnd(r.Context())
 	defer cancel()
 	body := &pacedReader{ctx: ctx, r: r.Body, conn: conn, pause: s.o.BodyTimeout}
 	// A sender that is silent would hold up the stop.
@@ -121,9 +124,9 @@ func (s *Server) restore(w http.ResponseWriter, r *http.Request) {
 }
 
 // untilEnd gives a context that ends with the request, and when the server is to stop.
-func (s *Server) untilEnd(r *http.Request) (ctx context.Context, cancel func()) {
-	ctx, end := context.WithCancelCause(r.Context())
-	stop := context.AfterFunc(s.streams.ending, func() { end(errStopping) })
+func (d *Door) untilEnd(request context.Context) (ctx context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(request)
+	stop := context.AfterFunc(d.streams.ending, func() { end(errStopping) })
 	return ctx, func() {
 		stop()
 		end(nil)

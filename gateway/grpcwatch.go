@@ -101,22 +101,30 @@ func (g *GRPC) Watch(in *kvstorev1.WatchRequest, stream grpc.ServerStreamingServ
 	stop := context.AfterFunc(g.streams.ending, cancel)
 	defer stop()
 	w := &watchCall{g: g, stream: stream, values: !in.GetKeysOnly(), start: time.Now(), call: stateOf(ctx)}
-	// A client that takes nothing holds up Send for as long as it likes. What ends that is the end of the call, so
-	// another goroutine than the call's sends.
-	end := make(chan error, 1)
-	go func() { // ends with the watch: by stream.Context at the latest, which ends with this call
+	return supervise(&w.sending, g.o.StallTimeout, func() error {
 		resp := g.o.Service.Stream(ctx, g.o.Principal, req, w.frame)
-		end <- w.finish(&resp)
-	}()
-	tick := time.NewTicker(max(g.o.StallTimeout/8, time.Millisecond))
+		return w.finish(&resp)
+	}, func() error {
+		return grpcRefuse(false, &wire.Refusal{Status: wire.StatusRetryLater, Text: fmt.Sprintf("the client took nothing for %s: watch again behind what was seen last", g.o.StallTimeout)})
+	})
+}
+
+// supervise does work in a goroutine of its own and gives its error, or stalled's, once work has waited for the client
+// for more than most: since says since when, in Unix nanoseconds, 0 while it does not. A client that takes, or sends,
+// nothing holds up the calls of gRPC for as long as it likes; what ends them is the end of the call that supervise
+// returns to.
+func supervise(since *atomic.Int64, most time.Duration, work, stalled func() error) error {
+	end := make(chan error, 1)
+	go func() { end <- work() }() // ends with the call at the latest, which ends the stream that work waits for
+	tick := time.NewTicker(max(most/8, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
 		case err := <-end:
 			return err
 		case now := <-tick.C:
-			if since := w.sending.Load(); since != 0 && now.UnixNano()-since > int64(g.o.StallTimeout) {
-				return grpcRefuse(false, &wire.Refusal{Status: wire.StatusRetryLater, Text: fmt.Sprintf("the client took nothing for %s: watch again behind what was seen last", g.o.StallTimeout)})
+			if at := since.Load(); at != 0 && now.UnixNano()-at > int64(most) {
+				return stalled()
 			}
 		}
 	}

@@ -22,6 +22,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.limitTime(rec, r, start)
 	at := placeOf(r)
 	rec.op, rec.route = at.op, at.route
+	defer s.note(rec, r, start) // also of an answer that is broken off
 	// Without a port there is no connection of TCP behind this; all such requests are of one client.
 	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
 	if ref := s.admit(remote.Addr()); ref != nil {
@@ -36,6 +37,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		at.serve(s, rec, r, at.rest)
 	}
+}
+
+// note counts a request and logs it.
+func (s *Server) note(rec *recorder, r *http.Request, start time.Time) {
 	took := time.Since(start)
 	if rec.took == 0 {
 		rec.took = took

@@ -3151,10 +3151,13 @@ func (x *BackupRequest) GetNamespace() string {
 	return ""
 }
 
+// A stream that ends with an error is no backup, whatever came before.
 type BackupResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The next bytes of the file.
-	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// In the first answer: what the backup shows.
+	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3196,12 +3199,21 @@ func (x *BackupResponse) GetData() []byte {
 	return nil
 }
 
+func (x *BackupResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type RestoreRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the first message: records that are there already are overwritten. Without it the namespaces must be empty.
 	Merge bool `protobuf:"varint,1,opt,name=merge,proto3" json:"merge,omitempty"`
 	// The next bytes of the file.
-	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// In the first message: the only namespace to restore; none: all that the backup has.
+	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3250,6 +3262,15 @@ func (x *RestoreRequest) GetData() []byte {
 	return nil
 }
 
+func (x *RestoreRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+// Nothing is changed before all bytes have come and are verified. A restore that fails behind that is UNKNOWN, and its
+// message says how much is written; it may be run again with merge.
 type RestoreResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Namespaces uint64                 `protobuf:"varint,1,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
@@ -3849,12 +3870,14 @@ const file_kvstorev1_kvstore_proto_rawDesc = "" +
 	"\tcondition\x18\x02 \x01(\rR\tcondition\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\tR\x03key\"-\n" +
 	"\rBackupRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"$\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"@\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\":\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"X\n" +
 	"\x0eRestoreRequest\x12\x14\n" +
 	"\x05merge\x18\x01 \x01(\bR\x05merge\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x97\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"\x97\x01\n" +
 	"\x0fRestoreResponse\x12\x1e\n" +
 	"\n" +
 	"namespaces\x18\x01 \x01(\x04R\n" +

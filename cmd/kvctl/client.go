@@ -111,6 +111,20 @@ func (s *clientStore) Admin(ctx context.Context, q adminRequest) ([]byte, error)
 	return b, s.sort(err)
 }
 
+func (s *clientStore) Revision(ctx context.Context) (uint64, error) {
+	p, err := s.c.ListPage(ctx, client.ListOptions{Limit: 1, KeysOnly: true}, nil)
+	return uint64(p.Revision), s.sort(err)
+}
+
+func (s *clientStore) PutAll(ctx context.Context, items []putItem) error {
+	kvs := make([]client.KV, len(items))
+	for i := range items {
+		kvs[i] = client.KV{Key: items[i].Key, Value: items[i].Value, Options: putOpts(&items[i].Options)}
+	}
+	_, err := s.c.BatchPut(ctx, kvs, true)
+	return s.sort(err)
+}
+
 func (s *clientStore) Put(ctx context.Context, key string, value []byte, o putOptions) (uint64, error) {
 	v, err := s.c.Put(ctx, key, value, putOpts(&o)...)
 	return uint64(v), s.sort(err)
@@ -296,7 +310,7 @@ func recordOf(key string, v *client.Value) record {
 	}
 	return record{
 		Key: key, Value: v.Data, Version: uint64(v.Version), CreatedAt: v.CreatedAt, UpdatedAt: v.UpdatedAt, ExpiresAt: v.ExpiresAt,
-		ContentType: v.ContentType, Encoding: v.Encoding, Tags: v.Tags(), Age: age,
+		ContentType: v.ContentType, Encoding: v.Encoding, Tags: v.Tags(), Checksum: v.Checksum, Age: age,
 	}
 }
 

@@ -1,6 +1,6 @@
 // Command kvctl reads and writes a KVStore cluster from the shell.
 //
-// What it does. One file per verb: put, get, delete, list, txn, touch (with incr), watch, import, export, status,
+// What it does. One file per verb: put, get, delete, list, txn, touch (with incr), watch, import, export, backup, status,
 // namespace, member (with move-leader). Data goes to stdout, talk to stderr; the exit code says what happened (exit.go).
 //
 // What it assumes. A cluster answers on one of --endpoints, any of its nodes; status asks them one by one, so

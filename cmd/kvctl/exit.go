@@ -68,6 +68,12 @@ type storeError struct {
 func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
+// Passing tells package backup that the same may well succeed after a pause.
+func (e *storeError) Passing() bool { return e.passing }
+
+// NotApplied tells package backup that surely nothing was changed.
+func (e *storeError) NotApplied() bool { return e.kind != kindUnknown && e.kind != kindFailed }
+
 func isKind(err error, k errKind) bool {
 	var se *storeError
 	return errors.As(err, &se) && se.kind == k

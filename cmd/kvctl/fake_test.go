@@ -306,6 +306,24 @@ func (f *fakeStore) Status(ctx context.Context) ([]byte, error) {
 	return []byte(f.status), f.step(ctx, "status", "")
 }
 
+func (f *fakeStore) Revision(ctx context.Context) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.version, f.step(ctx, "revision", "")
+}
+
+func (f *fakeStore) PutAll(ctx context.Context, items []putItem) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(ctx, "putall", ""); err != nil {
+		return err
+	}
+	for _, it := range items {
+		f.put(it.Key, it.Value, it.Options)
+	}
+	return nil
+}
+
 func (f *fakeStore) Admin(ctx context.Context, q adminRequest) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -30,10 +30,21 @@ type store interface {
 	Txn(ctx context.Context, ops []txnOp) (txnResult, error)
 	// Status returns the cluster's status as JSON.
 	Status(ctx context.Context) ([]byte, error)
+	// Revision is that of a state which reflects everything that was acknowledged before.
+	Revision(ctx context.Context) (uint64, error)
+	// PutAll writes all items, which fit one request, or none.
+	PutAll(ctx context.Context, items []putItem) error
 	// Admin lists or changes the members, or moves leadership, and returns the members as JSON. A change
 	// that may or may not be made is kindUnknown.
 	Admin(ctx context.Context, q adminRequest) ([]byte, error)
 	Close() error
+}
+
+// putItem is one item of PutAll.
+type putItem struct {
+	Key     string
+	Value   []byte
+	Options putOptions
 }
 
 // record is a key with all that is kept with it. Zero times mean unknown, or never for ExpiresAt.
@@ -44,6 +55,8 @@ type record struct {
 	CreatedAt, UpdatedAt, ExpiresAt time.Time
 	ContentType, Encoding           string
 	Tags                            map[string]string
+	// Checksum is the xxhash64 of the value, as it was stored.
+	Checksum uint64
 	// CommonPrefix: it stands for all keys that begin with Key; nothing else is set.
 	CommonPrefix bool
 	// Age says how old a stale answer may be, negative where nothing is known; 0 for all others.
