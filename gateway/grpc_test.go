@@ -663,3 +663,66 @@ func TestGRPC_IdempotencyKey_NamesAWriteAndNothingElse(t *testing.T) {
 		t.Errorf("a read: %v", err)
 	}
 }
+
+func TestGRPC_BackupAndRestore_KeepBytesAndCertainty(t *testing.T) {
+	f := &fakeBackups{copy: bytes.Repeat([]byte("0123456789"), 100_000)}
+	d := startGRPC(t, func(o *Options) { o.Backups = f })
+	backup := func() (all []byte, revision uint64, err error) {
+		stream, err := d.c.Backup(t.Context(), &kvstorev1.BackupRequest{Namespace: "app"})
+		for err == nil {
+			var m *kvstorev1.BackupResponse
+			if m, err = stream.Recv(); err == nil {
+				all, revision = append(all, m.GetData()...), max(revision, m.GetRevision())
+			}
+		}
+		return all, revision, err
+	}
+	if all, revision, err := backup(); !errors.Is(err, io.EOF) || !bytes.Equal(all, f.copy) || revision != 77<<20 || f.namespace != "app" {
+		t.Errorf("%d bytes at %d of %q, %v", len(all), revision, f.namespace, err)
+	}
+	f.last = wire.Response{Status: wire.StatusCompacted}
+	if _, _, err := backup(); status.Code(err) != codes.OutOfRange {
+		t.Errorf("a backup that fails in the end: %v", err)
+	}
+	restore := func() (*kvstorev1.RestoreResponse, error) {
+		stream, err := d.c.Restore(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, piece := range []string{"", "first ", "", "second"} {
+			if err := stream.Send(&kvstorev1.RestoreRequest{Merge: i == 0, Data: []byte(piece)}); err != nil && !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+		}
+		return stream.CloseAndRecv()
+	}
+	f.restored = wire.Response{Payload: []byte(`{"namespaces":2,"records":3,"bytes":4,"expired_skipped":5,"revision":"6"}`)}
+	got, err := restore()
+	if err != nil || got.GetNamespaces() != 2 || got.GetRecords() != 3 || got.GetBytes() != 4 || got.GetExpired() != 5 || got.GetRevision() != 6 || !f.merge ||
+		f.sum != wire.Checksum([]byte("first second")) {
+		t.Errorf("%v, %v: %+v", got, err, f)
+	}
+	for st, want := range map[wire.Status]codes.Code{wire.StatusBadRequest: codes.InvalidArgument, wire.StatusInternal: codes.Unknown, wire.StatusBusy: codes.Unavailable} {
+		f.restored = wire.Response{Status: st}
+		if _, err := restore(); status.Code(err) != want {
+			t.Errorf("%s: %v", st, err)
+		}
+	}
+}
+
+func TestGRPC_RestoreThatSendsNothing_IsCutOff(t *testing.T) {
+	f := &fakeBackups{begun: make(chan struct{}, 1)}
+	d := startGRPC(t, func(o *Options) { o.Backups, o.BodyTimeout = f, 50*time.Millisecond })
+	stream, err := d.c.Restore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&kvstorev1.RestoreRequest{Data: []byte("begin")}); err != nil {
+		t.Fatal(err)
+	}
+	<-f.begun
+	err = stream.RecvMsg(new(kvstorev1.RestoreResponse))
+	if code, info := infoOf(t, err); code != codes.InvalidArgument || info.GetMetadata()["applied"] != "no" {
+		t.Errorf("%v", err)
+	}
+}

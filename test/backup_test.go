@@ -4,19 +4,22 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"kvstore/api/kvstorev1"
 	"kvstore/client"
 	"kvstore/internal/testcluster"
 )
 
-// TestBackup_OfAFollower_RestoresIntoAnotherCluster copies a cluster of three processes at a follower, with kvctl and by
-// REST, and restores each copy into a fresh one: listings are equal, metadata included. Of the second cluster the leader is
+// TestBackup_OfAFollower_RestoresIntoAnotherCluster copies a cluster of three processes at a follower, with kvctl, by REST
+// and by gRPC, and restores each copy into a fresh one: listings are equal, metadata included. Of the second cluster the leader is
 // killed once the restore is done: it is as durable as any write.
 func TestBackup_OfAFollower_RestoresIntoAnotherCluster(t *testing.T) {
 	rnd := random(seed(t), 0)
@@ -61,6 +64,17 @@ func TestBackup_OfAFollower_RestoresIntoAnotherCluster(t *testing.T) {
 	to.Kill(toLeader)
 	compareListings(t, follower, to.Node((toLeader+1)%3), spaces)
 
+	byGRPC := filepath.Join(t.TempDir(), "grpc.kvbackup")
+	if err := os.WriteFile(byGRPC, grpcBackup(t, follower), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	third := testcluster.Start(t, testcluster.Options{})
+	kvctl(t, third, "backup", "verify", byGRPC)
+	if n := grpcRestore(t, third, byREST); n != 4002 {
+		t.Fatalf("%d records are restored by gRPC", n)
+	}
+	compareListings(t, follower, third, spaces)
+
 	alone := testcluster.Start(t, testcluster.Options{})
 	kvctl(t, alone, "backup", "verify", file)
 	kvctl(t, alone, "backup", "restore", file)
@@ -68,6 +82,44 @@ func TestBackup_OfAFollower_RestoresIntoAnotherCluster(t *testing.T) {
 	if entries, err := os.ReadDir(filepath.Dir(file)); err != nil || len(entries) != 1 {
 		t.Errorf("beside the backup lies more: %v, %v", entries, err)
 	}
+}
+
+// grpcBackup copies the cluster by gRPC.
+func grpcBackup(t *testing.T, n *testcluster.Node) (all []byte) {
+	t.Helper()
+	stream, err := openGRPC(t, n).c.Backup(t.Context(), &kvstorev1.BackupRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m.GetData()...)
+	}
+}
+
+// grpcRestore restores a copy by gRPC and gives the number of records.
+func grpcRestore(t *testing.T, n *testcluster.Node, all []byte) uint64 {
+	t.Helper()
+	stream, err := openGRPC(t, n).c.Restore(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for piece := range slices.Chunk(all, 100_000) {
+		if err := stream.Send(&kvstorev1.RestoreRequest{Data: piece}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done, err := stream.CloseAndRecv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return done.GetRecords()
 }
 
 // compareListings compares what two clusters show of the namespaces.
