@@ -84,9 +84,9 @@ func (d *Door) Close() {
 
 // do executes req within the request's deadline.
 func (d *Door) do(ctx context.Context, req *wire.Request) wire.Response {
-	ctx, cancel := context.WithTimeout(ctx, d.o.RequestTimeout)
-	defer cancel()
-	return d.o.Service.Do(ctx, d.o.Principal, req)
+	until := newDeadline(ctx, d.o.RequestTimeout)
+	defer until.release()
+	return d.o.Service.Do(until, d.o.Principal, req)
 }
 
 // admit takes one request of a client off the rates, or refuses it. Each door calls it once for each request, before

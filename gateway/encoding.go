@@ -41,43 +41,60 @@ type accepted struct {
 	always bool
 }
 
+// Names that Accept-Encoding may weigh.
+const (
+	nameZstd = iota
+	nameGzip
+	nameIdentity
+	nameAny
+)
+
 // accept reads Accept-Encoding (RFC 9110, 12.5.3). A client that accepts nothing that we have gets plain JSON: after a
 // write has been executed, 406 would hide its outcome.
 func accept(values []string) accepted {
+	if len(values) == 0 {
+		return accepted{}
+	}
 	// q of each, in thousandths; -1: not named.
-	named := map[string]int{"zstd": -1, "gzip": -1, "identity": -1, "*": -1}
+	named := [...]int{nameZstd: -1, nameGzip: -1, nameIdentity: -1, nameAny: -1}
 	parts := 0
 	for part := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		if parts++; parts > acceptPartsMax {
 			break
 		}
-		name, params, _ := strings.Cut(part, ";")
-		name = strings.ToLower(strings.TrimSpace(name))
-		if name == "x-gzip" {
-			name = "gzip"
-		}
-		if _, known := named[name]; !known {
+		text, params, _ := strings.Cut(part, ";")
+		var name int
+		switch strings.ToLower(strings.TrimSpace(text)) {
+		case "zstd":
+			name = nameZstd
+		case "gzip", "x-gzip":
+			name = nameGzip
+		case "identity":
+			name = nameIdentity
+		case "*":
+			name = nameAny
+		default:
 			continue
 		}
 		if q, ok := weight(params); ok {
 			named[name] = max(named[name], q)
 		}
 	}
-	q := func(name string) int {
+	q := func(name int) int {
 		if named[name] >= 0 {
 			return named[name]
 		}
-		return max(named["*"], 0)
+		return max(named[nameAny], 0)
 	}
-	plain := named["identity"]
-	if plain < 0 && named["*"] == 0 {
+	plain := named[nameIdentity]
+	if plain < 0 && named[nameAny] == 0 {
 		plain = 0
 	}
-	best := accepted{coding: codeZstd}
-	if q("gzip") > q("zstd") {
-		best.coding = codeGzip
+	best, most := accepted{coding: codeZstd}, q(nameZstd)
+	if gzipped := q(nameGzip); gzipped > most {
+		best.coding, most = codeGzip, gzipped
 	}
-	if most := q(string(best.coding)); most == 0 || plain > most {
+	if most == 0 || plain > most {
 		return accepted{}
 	}
 	best.always = plain == 0

@@ -16,6 +16,15 @@ import (
 
 const incrementPath = "/api/v1/increment/"
 
+// Headers of records, spelled as net/http spells them: each other spelling it would have to convert on every request.
+const (
+	headerETag      = "Etag"
+	headerCreatedAt = "X-Kv-Created-At"
+	headerUpdatedAt = "X-Kv-Updated-At"
+	headerExpiresAt = "X-Kv-Expires-At"
+	headerChecksum  = "X-Kv-Checksum"
+)
+
 // key serves one key: PUT, GET, HEAD, DELETE, and PATCH for its time to live. escaped is the rest of the path as the
 // client wrote it.
 func (s *Server) key(w http.ResponseWriter, r *http.Request, escaped string) {
@@ -98,16 +107,19 @@ func parseDelta(q url.Values) (int64, *wire.Refusal) {
 	return n, nil
 }
 
-// bodyStepBytes is the room that a body is given at first, and the least that it grows by.
+// bodyStepBytes is the room that a body is given at first, if it is not said to be smaller, and the least that it grows
+// by.
 const bodyStepBytes = 16 << 10
 
 // readBody appends the request's body, called what in messages, to prefix, within bytesMax and the server's
 // budget. The declared length is a claim: room is made, and taken from the budget, as bytes arrive, so that
 // silence costs nothing. release returns what was taken.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte, bytesMax int64, what string) (body []byte, release func(), ref *wire.Refusal) {
-	tooLarge := &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("%s exceeds %d bytes; nothing was changed", what, bytesMax)}
+	tooLarge := func() *wire.Refusal {
+		return &wire.Refusal{Status: wire.StatusTooLarge, Text: fmt.Sprintf("%s exceeds %d bytes; nothing was changed", what, bytesMax)}
+	}
 	if r.ContentLength > bytesMax {
-		return nil, nil, tooLarge
+		return nil, nil, tooLarge()
 	}
 	var taken int64
 	defer func() {
@@ -116,10 +128,16 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte,
 		}
 	}()
 	src := http.MaxBytesReader(w, r.Body, bytesMax)
+	step := int64(bodyStepBytes)
+	if r.ContentLength >= 0 {
+		// All of a small body fits at once, and nothing more is taken for it; the byte is for the end to be read.
+		step = min(step, r.ContentLength+1)
+	}
 	body = prefix
 	for {
 		if len(body) == cap(body) {
-			more := int64(max(bodyStepBytes, len(body)))
+			more := max(step, int64(len(body)))
+			step = bodyStepBytes
 			if !s.bodies.TryAcquire(more) {
 				return nil, nil, &wire.Refusal{Status: wire.StatusBusy, Text: textBusyBodies}
 			}
@@ -140,7 +158,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, prefix []byte,
 			}
 			return body, func() { s.bodies.Release(taken) }, nil
 		case errors.As(err, &limit):
-			return nil, nil, tooLarge
+			return nil, nil, tooLarge()
 		default:
 			return nil, nil, &wire.Refusal{Status: wire.StatusBadRequest, Text: "the body ended early; nothing was changed"}
 		}
@@ -210,7 +228,7 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 			}
 			ext = wire.AppendExtString(ext, wire.ExtEncoding, v)
 		}
-		if v := h.Get("X-KV-Checksum"); v != "" {
+		if v := h.Get(headerChecksum); v != "" {
 			sum, ok := parseChecksum(v)
 			if !ok {
 				return bad("X-KV-Checksum %q is not xxh64= and 16 hex digits", v)
@@ -292,9 +310,10 @@ func answerPut(w http.ResponseWriter, resp *wire.Response) {
 		fail(w, true, resp)
 		return
 	}
-	w.Header().Set("ETag", etag(v))
+	tag := etag(v)
+	w.Header().Set(headerETag, tag)
 	sawRevision(w, v)
-	writeJSON(w, http.StatusOK, "application/json", map[string]string{"version": strconv.FormatUint(v, 10)})
+	sendJSON(w, http.StatusOK, "application/json", []byte(`{"version":`+tag+"}\n")) // an ETag is a string of JSON as well
 }
 
 func answerDelete(w http.ResponseWriter, resp *wire.Response) {
@@ -316,13 +335,21 @@ func answerIncrement(w http.ResponseWriter, resp *wire.Response) {
 		fail(w, true, resp)
 		return
 	}
-	w.Header().Set("ETag", etag(v))
+	w.Header().Set(headerETag, etag(v))
 	sawRevision(w, v)
 	writeJSON(w, http.StatusOK, "application/json", struct {
 		Value   string `json:"value"`
 		Version string `json:"version"`
 	}{strconv.FormatInt(n, 10), strconv.FormatUint(v, 10)})
 }
+
+const (
+	// recordHeaders are as many as most records have.
+	recordHeaders = 8
+	// smallAnswerBytes is what a socket takes at once from a reader who keeps up: of so little the deadline that the
+	// request began with is bound enough.
+	smallAnswerBytes = 16 << 10
+)
 
 // answerGet writes a record: its bytes as they were stored, and all that is known of them as headers.
 func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Response) {
@@ -339,6 +366,11 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 	}
 	defer s.answers.Release(size)
 	h := w.Header()
+	values := make([]string, 0, recordHeaders)
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
 	var m wire.Meta
 	for ext := resp.Ext; len(ext) > 0; {
 		t, v, rest, err := wire.NextExt(ext)
@@ -351,16 +383,21 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 			if wire.DecodeMeta(v, &m) != nil {
 				continue
 			}
-			h.Set("ETag", etag(m.Version))
+			set(headerETag, etag(m.Version))
 			sawRevision(w, m.Version)
-			h.Set("X-KV-Created-At", stamp(m.CreatedAt))
-			h.Set("X-KV-Updated-At", stamp(m.UpdatedAt))
-			if m.ExpiresAt != 0 {
-				h.Set("X-KV-Expires-At", stamp(m.ExpiresAt))
+			created := stamp(m.CreatedAt)
+			set(headerCreatedAt, created)
+			if m.UpdatedAt == m.CreatedAt {
+				set(headerUpdatedAt, created)
+			} else {
+				set(headerUpdatedAt, stamp(m.UpdatedAt))
 			}
-			h.Set("X-KV-Checksum", checksumText(m.Checksum))
+			if m.ExpiresAt != 0 {
+				set(headerExpiresAt, stamp(m.ExpiresAt))
+			}
+			set(headerChecksum, checksumText(m.Checksum))
 		case wire.ExtContentType:
-			h.Set("Content-Type", headerText(v))
+			set("Content-Type", headerText(v))
 		case wire.ExtEncoding:
 			h.Set("Content-Encoding", headerText(v))
 		case wire.ExtTag:
@@ -371,22 +408,24 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 	}
 	if h.Get("Content-Type") == "" {
 		// Without this net/http would guess from the bytes.
-		h.Set("Content-Type", "application/octet-stream")
+		set("Content-Type", "application/octet-stream")
 	}
-	h.Set("X-Content-Type-Options", "nosniff")
+	set("X-Content-Type-Options", "nosniff")
 	for part := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
 		if v, ok := parseETag(strings.TrimPrefix(strings.TrimSpace(part), "W/")); ok && v == m.Version || strings.TrimSpace(part) == "*" {
 			w.WriteHeader(http.StatusNotModified)
 			return
 		}
 	}
-	h.Set("Content-Length", strconv.Itoa(len(resp.Payload)))
+	set("Content-Length", strconv.Itoa(len(resp.Payload)))
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	// An error means that there is no connection (any more), which Write meets too.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.o.AnswerTimeout))
+	if len(resp.Payload) > smallAnswerBytes {
+		// An error means that there is no connection (any more), which Write meets too.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.o.AnswerTimeout))
+	}
 	w.Write(resp.Payload) // an error means that the client is gone
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 
 	"kvstore/wire"
@@ -44,5 +45,19 @@ func TestGet_Consistency_BecomesElementsAndAgesAreTold(t *testing.T) {
 		if r, _ := send(t, s, "GET", "/api/v1/keys/k?consistency=stale", ""); r.Header.Get("X-KV-Age-Ms") != c.want {
 			t.Errorf("%s with elements % x: age %q, want %q", c.status, c.ext, r.Header.Get("X-KV-Age-Ms"), c.want)
 		}
+	}
+}
+
+// A body that says how small it is takes no more of the budget than that.
+func TestPut_SmallBodies_FitASmallBudget(t *testing.T) {
+	m, s := start(t, func(o *Options) { o.BodyBytesMax = 1000 })
+	for _, n := range []int{0, 1, 900} {
+		value := strings.Repeat("v", n)
+		if r, body := send(t, s, "PUT", "/api/v1/keys/k", value); r.StatusCode != http.StatusOK || string(m.last.Payload) != value {
+			t.Errorf("%d bytes: %d %s; %d bytes came", n, r.StatusCode, body, len(m.last.Payload))
+		}
+	}
+	if r, body := send(t, s, "PUT", "/api/v1/keys/k", strings.Repeat("v", 1100)); r.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a body beyond the budget: %d %s", r.StatusCode, body)
 	}
 }

@@ -24,6 +24,9 @@ func badRequest(format string, a ...any) *wire.Refusal {
 // parseQuery reads the query, in which each parameter stands at most once. net/http's form would silently drop what it
 // cannot parse.
 func parseQuery(r *http.Request) (url.Values, *wire.Refusal) {
+	if r.URL.RawQuery == "" {
+		return nil, nil
+	}
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, badRequest("the query is malformed: %v", err)
@@ -37,7 +40,12 @@ func parseQuery(r *http.Request) (url.Values, *wire.Refusal) {
 }
 
 // sortedNames gives the parameters in sorted order: the same request always becomes the same bytes.
-func sortedNames(q url.Values) []string { return slices.Sorted(maps.Keys(q)) }
+func sortedNames(q url.Values) []string {
+	if len(q) == 0 {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(q))
+}
 
 func unknownParameter(name string) *wire.Refusal {
 	return badRequest("query parameter %.100q is not known to this request", name)
