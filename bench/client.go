@@ -8,29 +8,40 @@ import (
 	"kvstore/client"
 )
 
-// ClientOptions describes how Open connects.
+// timeoutDefault is that of one operation.
+const timeoutDefault = 10 * time.Second
+
+// ClientOptions describes how Connect connects.
 type ClientOptions struct {
-	// Endpoints are addresses of binary ports.
+	// Protocol is one of Protocols. Default ProtocolNative.
+	Protocol string
+	// Endpoints are addresses of the ports of that protocol. Through gRPC and REST all of them are used in turn.
 	Endpoints []string
-	// Conns is the number of connections per node. Default 1.
+	// Conns is the number of connections per node. Default 1. REST takes one for each caller instead.
 	Conns int
+	// Callers is how many operations at most are under way at once, for which REST keeps connections. Default 16.
+	Callers int
 	// Timeout bounds one operation over all its attempts. Default 10s.
 	Timeout time.Duration
 	// WithoutSession sends writes without a session: cheaper for the server, and unknown outcomes are not
-	// resolved by retries.
+	// resolved by retries. gRPC and REST have no sessions.
 	WithoutSession bool
 }
 
 // ClientTarget is a Target through the Go client.
 type ClientTarget struct {
 	c *client.Client
+	// reads are options of each Get.
+	reads []client.GetOption
 }
 
-// Open connects to a cluster. The error is the client's.
-func Open(ctx context.Context, o ClientOptions) (*ClientTarget, error) {
+// Open connects to the binary ports of a cluster. The error is the client's.
+func Open(ctx context.Context, o ClientOptions) (*ClientTarget, error) { return open(ctx, o) }
+
+func open(ctx context.Context, o ClientOptions, more ...client.Option) (*ClientTarget, error) {
 	setDefault(&o.Conns, 1)
-	setDefault(&o.Timeout, 10*time.Second)
-	opts := []client.Option{client.WithConns(o.Conns), client.WithTimeout(o.Timeout), client.WithName("kvbench")}
+	setDefault(&o.Timeout, timeoutDefault)
+	opts := append([]client.Option{client.WithConns(o.Conns), client.WithTimeout(o.Timeout), client.WithName("kvbench")}, more...)
 	if o.WithoutSession {
 		opts = append(opts, client.WithoutSession())
 	}
@@ -38,7 +49,7 @@ func Open(ctx context.Context, o ClientOptions) (*ClientTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ClientTarget{c}, nil
+	return &ClientTarget{c: c}, nil
 }
 
 // Close ends the connections.
@@ -49,7 +60,7 @@ func (t *ClientTarget) Status(ctx context.Context) ([]byte, error) { return t.c.
 
 // Get implements Target.
 func (t *ClientTarget) Get(ctx context.Context, key string, dst []byte) ([]byte, bool, error) {
-	v, _, err := t.c.GetAppend(ctx, dst, key)
+	v, _, err := t.c.GetAppend(ctx, dst, key, t.reads...)
 	if errors.Is(err, client.ErrNotFound) {
 		return v, false, nil
 	}

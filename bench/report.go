@@ -20,6 +20,8 @@ type Report struct {
 	Target   string  `json:"target,omitempty"`
 	// System names what was driven where it is not a KVStore, with its version.
 	System string `json:"system,omitempty"`
+	// Protocol is the door that was used where it is not the binary one.
+	Protocol string `json:"protocol,omitempty"`
 	// Nodes is how many nodes the cluster has, 0 where that is not known.
 	Nodes       int    `json:"nodes,omitempty"`
 	Keys        int    `json:"keys"`
@@ -218,6 +220,9 @@ func (rep *Report) header() string {
 	s := rep.Workload
 	if rep.Target != "" {
 		s += " on " + rep.Target
+	}
+	if rep.Protocol != "" {
+		s += " through " + rep.Protocol
 	}
 	s += fmt.Sprintf(" · %s loop", rep.Loop)
 	if rep.Schedule != nil {

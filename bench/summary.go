@@ -13,6 +13,8 @@ type Results struct {
 	Floors    []*FloorReport
 	Runs      []*Report
 	Failovers []*FailoverReport
+	Costs     []*CostReport
+	Reads     []*ReadsReport
 }
 
 // ClusterTargets are what three nodes are built for, on a machine of two cores that also carries the load
@@ -54,17 +56,21 @@ func (j Judgement) String() string {
 	return fmt.Sprintf("%-12s  %s: %s", word, j.Target, j.Figure)
 }
 
-// group is the runs of one system with one number of nodes.
+// group is the runs of one system through one door with one number of nodes. The binary door has no name here.
 type group struct {
-	system string
-	nodes  int
-	runs   []*Report
+	system   string
+	protocol string
+	nodes    int
+	runs     []*Report
 }
 
 func (g group) title() string {
 	s := g.system
 	if s == "" {
 		s = "kvstore"
+	}
+	if g.protocol != "" {
+		s += " through " + g.protocol
 	}
 	switch g.nodes {
 	case 0:
@@ -79,10 +85,12 @@ func (g group) title() string {
 func (r *Results) groups() []group {
 	var gs []group
 	for _, run := range r.Runs {
-		i := slices.IndexFunc(gs, func(g group) bool { return g.system == run.System && g.nodes == run.Nodes })
+		i := slices.IndexFunc(gs, func(g group) bool {
+			return g.system == run.System && g.protocol == run.Protocol && g.nodes == run.Nodes
+		})
 		if i < 0 {
 			i = len(gs)
-			gs = append(gs, group{system: run.System, nodes: run.Nodes})
+			gs = append(gs, group{system: run.System, protocol: run.Protocol, nodes: run.Nodes})
 		}
 		gs[i].runs = append(gs[i].runs, run)
 	}
@@ -99,10 +107,10 @@ func (g group) find(workload string, callers int) *Report {
 	return nil
 }
 
-// own and peer give the group of kvstore and the first of another system with that many nodes.
+// own and peer give the group of kvstore's binary door and the first of another system with that many nodes.
 func (r *Results) own(nodes int) group {
 	for _, g := range r.groups() {
-		if g.system == "" && g.nodes == nodes {
+		if g.system == "" && g.protocol == "" && g.nodes == nodes {
 			return g
 		}
 	}
@@ -203,8 +211,8 @@ func (r *Results) judgeLonePut() Judgement {
 	return j
 }
 
-// WriteTable writes everything for people: floors, runs by system and size, fail-overs, ratios, and what
-// became of the targets where a cluster was measured.
+// WriteTable writes everything for people: floors, runs by system, door and size, fail-overs, ratios, what the doors and
+// shared reads cost, and what became of the targets where a cluster was measured.
 func (r *Results) WriteTable(w io.Writer) error {
 	var b strings.Builder
 	for _, f := range r.Floors {
@@ -236,16 +244,25 @@ func (r *Results) WriteTable(w io.Writer) error {
 	if err := r.writeRatios(&b); err != nil {
 		return err
 	}
+	for _, c := range r.Costs {
+		if err := c.WriteTable(&b); err != nil {
+			return err
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, c := range r.Reads {
+		if err := c.WriteTable(&b); err != nil {
+			return err
+		}
+		fmt.Fprintln(&b)
+	}
 	if len(r.own(clusterNodes).runs)+len(r.Failovers) > 0 {
 		fmt.Fprintf(&b, "targets of %d nodes\n", clusterNodes)
 		for _, j := range r.Judge() {
 			fmt.Fprintln(&b, j)
 		}
 	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("cannot write report: %w", err)
-	}
-	return nil
+	return writeText(w, b.String())
 }
 
 // writeRatios compares lone callers with the floor, and kvstore with the others of the same size.

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The benchmark report of this machine: its floor, then one node and a cluster of three under load at 1, 16
-# and 256 callers, then fail-over; where there is an etcd, three nodes of it under the same load. Tables and
+# and 256 callers, then fail-over; where there is an etcd, three nodes of it under the same load; then what gRPC
+# and REST cost beside empty servers, and reads that three nodes share beside those of one. Tables and
 # the verdict on the targets go to stdout, JSON lines to perf/out/. Needs bash and what `make build` needs.
 #
 #   BENCH_SECONDS   measured seconds of each run (default 5)
 #   BENCH_NODES     sizes to measure (default "1 3")
+#   BENCH_ROUNDS    rounds of two seconds for each part of the comparisons of doors and of reads (default 5; 0: none)
 #   BENCH_KILLS     leaders to kill for the fail-over (default 10; 0: none)
 #   BENCH_BIN       the binaries to measure (default bin, built if they are not there)
 #   BENCH_DIR       where the data lies: the disk that is measured (default perf/out)
@@ -15,6 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${BENCH_SECONDS:-5}
 kills=${BENCH_KILLS:-10}
+rounds=${BENCH_ROUNDS:-5}
 # shellcheck source=perf/lib.sh
 . perf/lib.sh
 
@@ -113,6 +116,22 @@ if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* ]]; then
 		drive "$etcdbench"
 		stop_servers
 	fi
+fi
+
+if ((rounds > 0)); then
+	# A new node: how much lies in a store must not decide what a door costs.
+	start_cluster 1
+	lone=$endpoints lone_pids=$pids
+	say "doors of one node: $rounds rounds"
+	"$bin"/kvbench cost --endpoints "$endpoints" --grpc "$grpc_endpoints" --rest "$rest_endpoints" --server-pid "$pids" --rounds "$rounds" \
+		-o json >>"$report"
+	if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* ]]; then
+		start_cluster 3
+		say "reads of three nodes and of one: $rounds rounds"
+		"$bin"/kvbench reads --endpoints "$endpoints" --server-pid "$pids" --lone "$lone" --lone-pid "$lone_pids" --rounds "$rounds" \
+			-o json >>"$report"
+	fi
+	stop_servers
 fi
 
 echo

@@ -46,12 +46,7 @@ func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
 // target is a bench.Target of a real cluster.
-type target interface {
-	bench.Target
-	// Status returns the status of a node as JSON.
-	Status(ctx context.Context) ([]byte, error)
-	Close() error
-}
+type target = bench.Store
 
 // app is one invocation: its streams, its seams and its global flags.
 type app struct {
@@ -60,6 +55,7 @@ type app struct {
 	open     func(context.Context, bench.ClientOptions) (target, error)
 
 	endpoints  []string
+	protocol   string
 	output     string
 	conns      int
 	timeout    time.Duration
@@ -109,6 +105,7 @@ func (a *app) root() *cobra.Command {
   kvbench run --workload put --concurrency 256
   kvbench run --workload ycsb-a --keys 1000000 --duration 60s
   kvbench run --workload mixed --rate 20000 --assert 'p99(put)<5ms'
+  kvbench run --workload get --protocol grpc --concurrency 64
   kvbench floor --dir /var/lib/kvstore`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: fmt.Sprintf("kvbench %s (%s, %s/%s, commit %s)", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, commit),
@@ -116,7 +113,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the report: table or json")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.followerCmd(), a.failoverCmd(), a.overloadCmd(), a.reportCmd(), a.versionCmd())
+	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.followerCmd(), a.failoverCmd(), a.overloadCmd(), a.costCmd(), a.readsCmd(), a.echoCmd(), a.reportCmd(), a.versionCmd())
 	return root
 }
 
@@ -148,7 +145,13 @@ func (a *app) prepare() error {
 	if !slices.Contains([]string{"table", "json"}, a.output) {
 		return usageError{fmt.Errorf("unknown output %q: use table or json", a.output)}
 	}
-	if len(a.endpoints) == 0 {
+	if a.protocol == "" {
+		a.protocol = bench.ProtocolNative
+	}
+	if defaultEndpoints[a.protocol] == "" {
+		return usageError{fmt.Errorf("unknown protocol %q: %s", a.protocol, strings.Join(bench.Protocols(), ", "))}
+	}
+	if len(a.endpoints) == 0 && a.protocol == bench.ProtocolNative { // the variable names binary ports
 		for e := range strings.SplitSeq(a.getenv("KVCTL_ENDPOINTS"), ",") {
 			if e = strings.TrimSpace(e); e != "" {
 				a.endpoints = append(a.endpoints, e)
@@ -156,14 +159,25 @@ func (a *app) prepare() error {
 		}
 	}
 	if len(a.endpoints) == 0 {
-		a.endpoints = []string{"127.0.0.1:7001"}
+		a.endpoints = []string{defaultEndpoints[a.protocol]}
 	}
-	for i, e := range a.endpoints {
-		e = strings.TrimPrefix(strings.TrimSpace(e), "kv://") // as the server's banner prints it
+	return checkEndpoints(a.endpoints)
+}
+
+// defaultEndpoints are where a node listens that is told nothing else.
+var defaultEndpoints = map[string]string{bench.ProtocolNative: "127.0.0.1:7001", bench.ProtocolGRPC: "127.0.0.1:7002", bench.ProtocolREST: "127.0.0.1:7003"}
+
+// checkEndpoints makes HOST:PORT of what the server's banner prints.
+func checkEndpoints(endpoints []string) error {
+	for i, e := range endpoints {
+		e = strings.TrimSpace(e)
+		for _, scheme := range []string{"kv://", "grpc://", "http://"} {
+			e = strings.TrimPrefix(e, scheme)
+		}
 		if host, port, err := net.SplitHostPort(e); err != nil || host == "" || port == "" {
 			return usageError{fmt.Errorf("endpoint %q is not HOST:PORT", e)}
 		}
-		a.endpoints[i] = e
+		endpoints[i] = e
 	}
 	return nil
 }

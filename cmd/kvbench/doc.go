@@ -8,5 +8,5 @@
 // takes all the capacity it gets.
 //
 // What it never does. It deletes nothing, starts and kills no server (that is the command's job that
-// `kvbench failover` is given), and calls no run good whose assertions failed: then it exits 1.
+// `kvbench failover` is given; the empty servers that `kvbench cost` compares with are its own), and calls no run good whose assertions failed: then it exits 1.
 package main

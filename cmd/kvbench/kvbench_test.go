@@ -10,38 +10,67 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"kvstore/bench"
 	"kvstore/node"
 )
 
-// openNode starts a real node on free loopback ports.
-func openNode(t *testing.T) (endpoint string) {
+// openNode starts a real node on free loopback ports and gives its binary port.
+func openNode(t *testing.T) (endpoint string) { return openDoors(t).Native }
+
+// openDoors starts a real node on free loopback ports.
+func openDoors(t *testing.T) node.Addresses {
 	t.Helper()
-	o := node.Options{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", RaftListen: "127.0.0.1:0",
-		Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { panic(err) },
-	}
-	o.Engine.MemtableBytes = 4 << 20
-	o.Consensus.SegmentBytes = 4 << 20
-	o.Disk.BallastBytes = -1
-	o.Disk.FloorBytes = 1 << 20
-	n, err := node.Open(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	return n.Addresses().Native
+	return openCluster(t, []node.Founder{{Address: "127.0.0.1:0"}})[0]
 }
 
-// The floor starts this program, which is the test binary here, as its followers.
+// openCluster starts the real nodes of a cluster, or one alone.
+func openCluster(t *testing.T, founders []node.Founder) []node.Addresses {
+	t.Helper()
+	nodes, errs := make([]*node.Node, len(founders)), make([]error, len(founders))
+	var wg sync.WaitGroup
+	for i, f := range founders {
+		o := node.Options{
+			NodeID: f.ID, DataDir: t.TempDir(), RaftListen: f.Address,
+			Listen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", MetricsListen: "127.0.0.1:0", GRPCListen: "127.0.0.1:0",
+			Logger: slog.New(slog.DiscardHandler), Fatal: func(err error) { panic(err) }, StartTimeout: 30 * time.Second,
+		}
+		if len(founders) > 1 {
+			o.InitialCluster = founders
+		}
+		o.Engine.MemtableBytes = 4 << 20
+		o.Consensus.SegmentBytes = 4 << 20
+		o.Disk.BallastBytes = -1
+		o.Disk.FloorBytes = 1 << 20
+		// Each waits for the others.
+		wg.Go(func() { nodes[i], errs[i] = node.Open(t.Context(), o) })
+	}
+	wg.Wait()
+	var all []node.Addresses
+	for i, n := range nodes {
+		if errs[i] != nil {
+			t.Error(errs[i])
+			continue
+		}
+		t.Cleanup(func() {
+			if err := n.Close(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		all = append(all, n.Addresses())
+	}
+	if len(all) < len(founders) {
+		t.FailNow()
+	}
+	return all
+}
+
+// The floor and the comparison of costs start this program, which is the test binary here, as followers and echoes.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == followerCommand {
+	if len(os.Args) >= 2 && (os.Args[1] == followerCommand || os.Args[1] == echoCommand) {
 		main()
 	}
 	os.Exit(m.Run())
@@ -110,6 +139,9 @@ func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
 		{"run", "--workload", "ycsb-e", "--pipeline", "2"}, {"run", "--conns", "0"}, {"run", "--duration", "0"}, {"floor", "--duration", "0s"}, {"report"}, {"report", "x", "-o", "json"},
 		{"run", "--endpoints", "127.0.0.1"}, {"run", "--endpoints", "127.0.0.1:1,,127.0.0.1:2"}, {"run", "--server-pid", "x"}, {"failover"}, {"failover", "--kill", "true", "--kills", "0"},
 		{"failover", "--kill", "true", "--settle", "2m"}, {"failover", "--kill", "true", "--server-pid", "1"}, {followerCommand, "extra"},
+		{"run", "--protocol", "smoke"}, {"run", "--protocol", "grpc", "--workload", "txn"}, {"run", "--protocol", "rest", "--pipeline", "2"}, {"run", "--protocol", "rest", "--conns", "2"},
+		{"cost"}, {"cost", "--grpc", "nowhere"}, {"cost", "--grpc", "127.0.0.1:1", "--conns", "0"}, {"reads"}, {"reads", "--lone", "127.0.0.1:1"}, {"reads", "--endpoints", "127.0.0.1:1,127.0.0.1:2"},
+		{"reads", "--lone", "127.0.0.1", "--endpoints", "127.0.0.1:1,127.0.0.1:2"}, {"echo", "--protocol", "native"}, {"echo", "extra"},
 	} {
 		code, out, errs := cli(t, args...)
 		if code != exitUsage || out != "" || !strings.Contains(errs, "see `kvbench --help`") {

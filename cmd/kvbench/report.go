@@ -19,8 +19,9 @@ const reportLineMax = 16 << 20
 func (a *app) reportCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "report FILE…", Short: "Show reports of -o json as tables", Args: cobra.MinimumNArgs(1),
-		Long: `Show the lines that run, floor and failover wrote with -o json: the floor, the runs of each system and size in a
-table of their own, fail-overs, ratios between them, and where three nodes were measured, which targets they met.`,
+		Long: `Show the lines that run, floor, failover, cost and reads wrote with -o json: the floor, the runs of each system, door and size
+in a table of their own, fail-overs, ratios between them, what the doors and shared reads cost, and where three nodes were
+measured, which targets they met.`,
 		Example: `  kvbench report perf/out/*.jsonl`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if a.output != "table" {
@@ -43,6 +44,7 @@ table of their own, fail-overs, ratios between them, and where three nodes were 
 }
 
 // readReports sorts lines by what they are: a floor has tests, a run has operations, a fail-over has kills.
+// Costs and reads have what they are called.
 func readReports(r io.Reader, all *bench.Results) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, reportLineMax)
@@ -51,6 +53,8 @@ func readReports(r io.Reader, all *bench.Results) error {
 			Tests      json.RawMessage `json:"tests"`
 			Operations json.RawMessage `json:"operations"`
 			Kills      json.RawMessage `json:"kills"`
+			Costs      json.RawMessage `json:"costs"`
+			Reads      json.RawMessage `json:"reads"`
 		}
 		err := json.Unmarshal(sc.Bytes(), &kind)
 		switch {
@@ -67,8 +71,16 @@ func readReports(r io.Reader, all *bench.Results) error {
 			rep := new(bench.FailoverReport)
 			err = json.Unmarshal(sc.Bytes(), rep)
 			all.Failovers = append(all.Failovers, rep)
+		case kind.Costs != nil:
+			rep := new(bench.CostReport)
+			err = json.Unmarshal(sc.Bytes(), rep)
+			all.Costs = append(all.Costs, rep)
+		case kind.Reads != nil:
+			rep := new(bench.ReadsReport)
+			err = json.Unmarshal(sc.Bytes(), rep)
+			all.Reads = append(all.Reads, rep)
 		default:
-			err = errors.New("neither a run nor a floor nor a fail-over")
+			err = errors.New("none of run, floor, fail-over, costs and reads")
 		}
 		if err != nil {
 			return fmt.Errorf("line %d: %w", n, err)

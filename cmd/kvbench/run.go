@@ -15,7 +15,7 @@ import (
 
 // clusterFlags are those of every command that talks to a cluster.
 func (a *app) clusterFlags(f *pflag.FlagSet) {
-	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,… (default KVCTL_ENDPOINTS, else 127.0.0.1:7001)")
+	f.StringSliceVar(&a.endpoints, "endpoints", nil, "nodes to talk to, HOST:PORT,… (default KVCTL_ENDPOINTS, else the usual port on 127.0.0.1)")
 	f.IntVar(&a.conns, "conns", 1, "connections per node, shared by all callers")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long one operation may take")
 	f.BoolVar(&a.noSession, "no-session", false, "send writes without a session: no exactly-once retries")
@@ -67,14 +67,21 @@ a number; exit code 1 when one does not hold.`,
 				}
 				as = append(as, x)
 			}
-			if err := o.Validate(); err != nil {
+			if err := errors.Join(o.Validate(), o.Supports(a.protocol)); err != nil {
 				return usageError{err}
+			}
+			if conns := cmd.Flags().Lookup("conns"); a.protocol == bench.ProtocolREST {
+				if conns.Changed {
+					return usageError{errors.New("--conns does not count for protocol rest, which takes a connection for each caller: see --concurrency")}
+				}
+				a.conns = o.Concurrency
 			}
 			return a.withTarget(cmd.Context(), func(t target, s servers) error { return a.runWorkload(cmd.Context(), t, s, o, as) })
 		},
 	}
 	f := c.Flags()
 	a.connectFlags(f)
+	f.StringVar(&a.protocol, "protocol", bench.ProtocolNative, "door to use, whose ports --endpoints then names: "+strings.Join(bench.Protocols(), ", ")+"; all but native do single gets and puts alone")
 	f.StringVar(&o.Workload, "workload", "mixed", "what to do: "+strings.Join(bench.Workloads(), ", "))
 	f.Float64Var(&o.Reads, "reads", 0.95, "share of reads in mixed, 0 to 1")
 	f.IntVar(&o.Keys, "keys", 100_000, "keys to load and to draw from")
@@ -127,18 +134,23 @@ func (a *app) remark(text string) {
 func (a *app) describe(rep *bench.Report, s servers) {
 	rep.Target = strings.Join(a.endpoints, ",")
 	rep.Connections = a.conns
+	if a.protocol != bench.ProtocolNative {
+		rep.Protocol = a.protocol
+	}
 	rep.Nodes = s.nodes
 	rep.Machine = bench.ReadMachine(s.dataDir)
 }
 
 // withTarget opens a cluster, hands it to f and closes it.
 func (a *app) withTarget(ctx context.Context, f func(target, servers) error) error {
-	if a.conns < 1 || a.conns > 64 || a.timeout <= 0 {
+	if (a.conns < 1 || a.conns > 64) && a.protocol != bench.ProtocolREST || a.timeout <= 0 {
 		return usageError{fmt.Errorf("--conns is %d and --timeout is %v: 1 to 64 connections, and a time above 0", a.conns, a.timeout)}
 	}
 	octx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	t, err := a.open(octx, bench.ClientOptions{Endpoints: a.endpoints, Conns: a.conns, Timeout: a.timeout, WithoutSession: a.noSession})
+	t, err := a.open(octx, bench.ClientOptions{
+		Protocol: a.protocol, Endpoints: a.endpoints, Conns: a.conns, Callers: a.conns, Timeout: a.timeout, WithoutSession: a.noSession,
+	})
 	if err != nil {
 		return err
 	}

@@ -14,9 +14,9 @@ import (
 // errConnect: no node answers.
 var errConnect = errors.New("cannot connect")
 
-// openTarget connects through the Go client; when nothing answers the error says what to do.
+// openTarget connects; when nothing answers the error says what to do.
 func openTarget(ctx context.Context, o bench.ClientOptions) (target, error) {
-	t, err := bench.Open(ctx, o)
+	t, err := bench.Connect(ctx, o)
 	switch {
 	case err == nil:
 		return t, nil
