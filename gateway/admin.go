@@ -26,6 +26,9 @@ const (
 	scrubPath   = adminPath + "scrub"
 )
 
+// memberActions are what stands behind a member in a path, with the method of each.
+var memberActions = map[string]string{"promote": http.MethodPost, "demote": http.MethodPost, "replace": http.MethodPost, "priority": http.MethodPut}
+
 // adminRequest is what OpAdmin carries; its answer is passed on as it is.
 type adminRequest struct {
 	Action      string `json:"action"`
@@ -90,17 +93,12 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request, escaped string) b
 		}
 	case ok:
 		member, action, _ := strings.Cut(rest, "/")
-		switch action {
-		case "promote", "demote", "replace":
-			if allow(w, r, http.MethodPost) {
-				s.changeMember(w, r, action, member)
-			}
-		case "priority":
-			if allow(w, r, http.MethodPut) {
-				s.changeMember(w, r, action, member)
-			}
-		default:
+		method := memberActions[action]
+		if method == "" {
 			return false
+		}
+		if allow(w, r, method) {
+			s.changeMember(w, r, action, member)
 		}
 	default:
 		return false
@@ -194,6 +192,24 @@ func noQuery(r *http.Request) *wire.Refusal {
 	}
 	if names := slices.Sorted(maps.Keys(query)); len(names) != 0 {
 		return &wire.Refusal{Status: wire.StatusBadRequest, Text: fmt.Sprintf("query parameter %.100q is not known to this request; nothing was changed", names[0])}
+	}
+	return nil
+}
+
+// namespaceAlone refuses a query that holds more than a namespace, which every route on data takes: what speaks of the
+// whole node is the same in each.
+func namespaceAlone(r *http.Request) *wire.Refusal {
+	q, ref := parseQuery(r)
+	if ref != nil {
+		return ref
+	}
+	for _, name := range sortedNames(q) {
+		if name != "namespace" {
+			return unknownParameter(name)
+		}
+		if !wire.ValidNamespaceName(q.Get(name)) {
+			return badRequest("%s", textNamespaceName)
+		}
 	}
 	return nil
 }

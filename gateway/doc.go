@@ -14,7 +14,9 @@
 //	POST                  /api/v1/transaction                operations under conditions
 //	GET                   /api/v1/watch/{prefix}             changes as server-sent events
 //	POST                  /api/v1/admin/{backup,restore}     a copy of all records, streamed
-//	…                     /api/v1/admin/…                    status, members, leader, namespaces
+//	…                     /api/v1/admin/…                    status, metrics, members, leader, namespaces
+//	GET HEAD              /api/v1/openapi.{yaml,json}        all of this as OpenAPI 3.1: openapi.yaml, which a test
+//	                                                         holds against the handlers
 //
 // gRPC is the service kvstore.v1.KVStore of api/kvstorev1, on a listener of its own. (grpc-go behind net/http takes four
 // times the CPU.) Each call is one request, as on REST; grpccalls.go has them one after the other. Errors say in ErrorInfo

@@ -41,7 +41,7 @@ func NewOps(o Operations) *http.Server {
 			http.Error(w, "cannot gather the metrics: "+err.Error(), http.StatusInternalServerError)
 			return
 		}
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		w.Header().Set("Content-Type", metricsContentType)
 		w.Write(b.Bytes()) // an error means that the scraper is gone
 	})
 	// Alive means that the process answers; it never fails for a lost quorum, or a supervisor would

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -29,6 +30,8 @@ type Options struct {
 	Backups Backups
 	// Principal speaks for every caller.
 	Principal any
+	// Metrics writes all metrics of the node as Prometheus text. Default: there is no such route.
+	Metrics func(w io.Writer) error
 	// Logger gets the server's own complaints. Default slog.Default().
 	Logger *slog.Logger
 	// BodyBytesMax bounds the bytes of bodies held at once, over all requests. Default 256 MiB: sixteen

@@ -48,6 +48,10 @@ func placeOf(r *http.Request) place {
 		return place{groupRoutes[path].op, path, path, (*Server).groupAt}
 	case path == statusPath:
 		return place{wire.OpStatus, statusPath, "", (*Server).statusAt}
+	case path == metricsPath:
+		return place{noOp, metricsPath, "", (*Server).metrics}
+	case openAPIDocuments[path] != nil:
+		return place{noOp, path, path, (*Server).openAPI}
 	case strings.HasPrefix(path, adminPath):
 		return place{wire.OpAdmin, adminRoute(path), path, (*Server).adminAt}
 	}
@@ -73,10 +77,11 @@ func adminRoute(path string) string {
 	case route != membersPath:
 		return route + "/{other}"
 	}
-	switch _, action, _ := strings.Cut(rest, "/"); action {
-	case "":
+	_, action, _ := strings.Cut(rest, "/")
+	switch {
+	case action == "":
 		return route + "/{id}"
-	case "promote", "demote", "replace", "priority":
+	case memberActions[action] != "":
 		return route + "/{id}/" + action
 	}
 	return route + "/{id}/{other}"
@@ -104,6 +109,10 @@ func (s *Server) groupAt(w http.ResponseWriter, r *http.Request, path string) {
 
 func (s *Server) statusAt(w http.ResponseWriter, r *http.Request, _ string) {
 	if allow(w, r, http.MethodGet, http.MethodHead) {
+		if ref := namespaceAlone(r); ref != nil {
+			refuse(w, false, ref.Status, ref.Text)
+			return
+		}
 		s.status(w, r)
 	}
 }
@@ -115,13 +124,17 @@ func (s *Server) adminAt(w http.ResponseWriter, r *http.Request, path string) {
 }
 
 // nowhere answers for a path that is no route.
-func (s *Server) nowhere(w http.ResponseWriter, _ *http.Request, _ string) {
+func (s *Server) nowhere(w http.ResponseWriter, r *http.Request, _ string) {
+	applied := ""
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		applied = "no" // whoever means to change something wants to know
+	}
 	if rec, ok := w.(*recorder); ok {
 		rec.op, rec.route = noOp, noRoute
 	}
 	writeProblem(w, wire.ClassRefused, &problem{
-		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000",
+		Type: "about:blank", Title: "NO_ROUTE", Status: http.StatusNotFound, Code: "KV-3000", Applied: applied,
 		Detail: "no such route; keys are under " + keysPath + "{key}, lists at " + listPath + ", changes under " + watchPath + "{prefix}, batches at " + batchPath +
-			"put, get and delete, transactions at " + transactionPath + ", the cluster's state is at " + statusPath + ", its members at " + membersPath + ", its namespaces at " + namespacesPath,
+			"put, get and delete, transactions at " + transactionPath + ", the cluster's state is at " + statusPath + ", its members at " + membersPath + ", its namespaces at " + namespacesPath + "; all is described at " + openAPIYAMLPath,
 	})
 }

@@ -111,6 +111,7 @@ func (n *Node) open(ctx context.Context) (err error) {
 	late := &lateService{awaits: func() string { return *n.awaits.Load() }}
 	do := o.Gateway
 	do.Service, do.Backups, do.Principal, do.Logger = late, late, anonymous, o.Logger
+	do.Metrics = opsView{n}.WriteMetrics
 	n.door = gateway.NewDoor(do)
 	n.rest = gateway.NewREST(n.door)
 	n.ops, n.http = gateway.NewOps(opsView{n}), n.rest.HTTPServer()
