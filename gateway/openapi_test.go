@@ -148,13 +148,14 @@ func problemIn(t *testing.T, resp *http.Response) problem {
 	return decode(t, string(b))
 }
 
-func newValidator(t *testing.T) validator.Validator {
+// newValidator reads openapi.yaml with some texts replaced; it wants no member and no parameter that is not described.
+func newValidator(t *testing.T, replace ...string) validator.Validator {
 	t.Helper()
-	doc, err := libopenapi.NewDocument(openAPISource)
+	doc, err := libopenapi.NewDocument([]byte(strings.NewReplacer(replace...).Replace(string(openAPISource))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, errs := validator.NewValidator(doc, config.WithStrictMode(), config.WithFormatAssertions(), config.WithContentAssertions())
+	v, errs := validator.NewValidator(doc, config.WithStrictMode(), config.WithStrictIgnoredHeadersExtra("X-KV-Tag-Owner"), config.WithFormatAssertions(), config.WithContentAssertions())
 	if len(errs) != 0 {
 		t.Fatal(errs)
 	}
