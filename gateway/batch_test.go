@@ -86,15 +86,15 @@ func TestGroups_DocumentsBecomeOperations_AndResultsAreTold(t *testing.T) {
 		},
 		"transaction": {
 			transactionPath, `{"operations":[
-				{"type":"CHECK","key":"a","conditions":[{"if_version_match":"5"},{"if_version_match":6},{"if_exists":true},{"if_value_match":"AQI="},
+				{"type":"CHECK","key":"a","conditions":[{"if_version_match":"5"},{"if_version_match":6},{"if_version_match":["7",8]},{"if_exists":true},{"if_value_match":"AQI="},
 					{"if_tag_match":{"value":"v","name":"n"}},{"if_tag_present":"p"},{"if_tag_absent":"q"}]},
 				{"type":"GET","key":"a"},{"type":"PUT","key":"b","text":"é"},{"type":"DELETE","key":"c"},
-				{"type":"TOUCH","key":"d","ttl_seconds":0},{"type":"TOUCH","key":"d","ttl_seconds":1},
-				{"type":"INCREMENT","key":"n","delta":-9223372036854775808},{"type":"INCREMENT","key":"n","delta":"9223372036854775807","ttl_seconds":1}]}`,
+				{"type":"TOUCH","key":"d","ttl_ms":0},{"type":"TOUCH","key":"d","ttl_seconds":1},
+				{"type":"INCREMENT","key":"n","delta":-9223372036854775808},{"type":"INCREMENT","key":"n","delta":"9223372036854775807","ttl_ms":1000}]}`,
 			resultOf(7, wire.Item{Op: wire.OpCheck}, wire.Item{Op: wire.OpGet, Status: wire.StatusNotFound}, wire.Item{Op: wire.OpPut, Value: wire.AppendVersion(nil, 7)},
 				wire.Item{Op: wire.OpDelete, Value: wire.AppendVersion(nil, 8)}, wire.Item{Op: wire.OpTouch, Value: wire.AppendVersion(nil, 9)}, wire.Item{Op: wire.OpTouch, Status: wire.StatusNotFound, Value: wire.AppendVersion(nil, 0)},
 				wire.Item{Op: wire.OpIncrement, Value: wire.AppendCounter(nil, 10, -1<<63)}, wire.Item{Op: wire.OpIncrement, Value: wire.AppendCounter(nil, 11, -1)}),
-			[]string{"txn 0", `check "a" 9:010500000000000000 9:010600000000000000 9:02 9:040102 9:05016e76 9:0670 9:0771 = ""`,
+			[]string{"txn 0", `check "a" 9:010500000000000000 9:010600000000000000 9:0107000000000000000800000000000000 9:02 9:040102 9:05016e76 9:0670 9:0771 = ""`,
 				`get "a" = ""`, `put "b" = "é"`, `delete "c" = ""`, `touch "d" = ""`, `touch "d" 7:e803000000000000 = ""`,
 				`increment "n" = "\x00\x00\x00\x00\x00\x00\x00\x80"`, `increment "n" 7:e803000000000000 = "\xff\xff\xff\xff\xff\xff\xff\x7f"`},
 			`{"committed":true,"results":[{"key":"a"},{"key":"a","found":false},{"key":"b","version":"7"},{"key":"c","deleted":true,"version":"8"},{"key":"d","found":true,"version":"9"},` +
@@ -138,6 +138,7 @@ func TestGroups_BadDocuments_AreRefusedWithItemAndField(t *testing.T) {
 		{put, `{"items":[{"key":"a","text":"b","ttl_seconds":0}]}`, 400, "items[0].ttl_seconds"}, {put, `{"items":[{"key":"a","text":"b","ttl_seconds":1.5}]}`, 400, "items[0].ttl_seconds"},
 		{put, `{"items":[{"key":"a","text":"b","ttl_seconds":1e3}]}`, 400, "whole number"}, {put, `{"items":[{"key":"a","text":"b","ttl_seconds":-1}]}`, 400, "ttl_seconds"},
 		{put, `{"items":[{"key":"a","text":"b","ttl_seconds":01}]}`, 400, "whole number"}, {put, `{"items":[{"key":"a","text":"b","ttl_seconds":99999999999}]}`, 400, "ttl_seconds"},
+		{put, `{"items":[{"key":"a","text":"b","ttl_ms":0}]}`, 400, "items[0].ttl_ms"}, {put, `{"items":[{"key":"a","text":"b","ttl_ms":1,"ttl_seconds":1}]}`, 400, "items[0]: both"},
 		{put, `{"items":[{"key":"a","text":"b","tags":{"UP":"x"}}]}`, 400, "operation 0: a tag's name"}, {put, `{"items":[{"key":"a","text":"b","tags":{"a":"x","a":"y"}}]}`, 400, "items[0].tags: \"a\" is given twice"},
 		{put, `{"items":[{"key":"a","text":"b","tags":{"` + strings.Repeat("a", 300) + `":"x"}}]}`, 400, "items[0].tags"}, {put, `{"items":[{"key":"a","text":"b","tags":["a"]}]}`, 400, "items[0].tags: an object"},
 		{put, `{"items":[{"key":"a","text":"b","checksum":"xxh64=00"}]}`, 400, "items[0].checksum"}, {put, `{"items":[{"key":"a","text":"b","checksum":"xxh64=0000000000000000"}]}`, 422, "operation 0"},
@@ -153,6 +154,8 @@ func TestGroups_BadDocuments_AreRefusedWithItemAndField(t *testing.T) {
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{}]}]}`, 400, "operations[0].conditions[0]: a condition without"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":{}}]}`, 400, "an array"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":false}]}]}`, 400, "operations[0].conditions[0].if_exists: true"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_exists":true,"if_tag_present":"t"}]}]}`, 400, "of its own"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version":"5"}]}]}`, 400, "no such condition"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version_match":"-5"}]}]}`, 400, "if_version_match"},
+		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version_match":[]}]}]}`, 400, "list of no versions"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version_match":["1","x"]}]}]}`, 400, "if_version_match[1]"},
+		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version_match":[` + strings.TrimSuffix(strings.Repeat("1,", wire.ConditionsMax+1), ",") + `]}]}]}`, 400, "more than 64 versions"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_version_match":"05"}]}]}`, 400, "whole number"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_value_match":"!"}]}]}`, 400, "if_value_match"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_value_match":"` + base64.StdEncoding.EncodeToString(make([]byte, wire.ConditionValueBytesMax+1)) + `"}]}]}`, 413, "at most"},
 		{txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_tag_match":{"name":"n"}}]}]}`, 400, "if_tag_match"}, {txn, `{"operations":[{"type":"GET","key":"a","conditions":[{"if_tag_match":{"name":"n","value":"v","x":1}}]}]}`, 400, "if_tag_match.x"},
@@ -274,6 +277,9 @@ func TestTouchAndIncrement_BecomeTheirOperations(t *testing.T) {
 		status         int
 		body           string
 	}{
+		"touch in ms":     {"PATCH", keysPath + "a%2Fb?ttl_ms=5000", nil, wire.Response{Payload: wire.AppendVersion(nil, 7)}, wire.OpTouch, ttl, nil, 200, `{"version":"7"}`},
+		"no deadline, ms": {"PATCH", keysPath + "a%2Fb?ttl_ms=0", nil, wire.Response{Payload: wire.AppendVersion(nil, 7)}, wire.OpTouch, nil, nil, 200, `{"version":"7"}`},
+		"put in ms":       {"PUT", keysPath + "a%2Fb?ttl_ms=5001", nil, wire.Response{Payload: wire.AppendVersion(nil, 7)}, wire.OpPut, wire.AppendExtU64(nil, wire.ExtTTL, 5001), nil, 200, `{"version":"7"}`},
 		"touch":           {"PATCH", keysPath + "a%2Fb?ttl_seconds=5", nil, wire.Response{Payload: wire.AppendVersion(nil, 7)}, wire.OpTouch, ttl, nil, 200, `{"version":"7"}`},
 		"no deadline":     {"PATCH", keysPath + "a%2Fb?ttl_seconds=0", nil, wire.Response{Payload: wire.AppendVersion(nil, 7)}, wire.OpTouch, nil, nil, 200, `{"version":"7"}`},
 		"touch of absent": {"PATCH", keysPath + "a%2Fb?ttl_seconds=5", nil, wire.Response{Status: wire.StatusNotFound, Payload: wire.AppendVersion(nil, 0)}, wire.OpTouch, ttl, nil, 404, ""},
@@ -301,7 +307,7 @@ func TestTouchAndIncrement_BecomeTheirOperations(t *testing.T) {
 	m.last = wire.Request{}
 	for _, c := range [][2]string{
 		{"PATCH", keysPath + "k"}, {"PATCH", keysPath + "k?ttl_seconds=-1"}, {"PATCH", keysPath + "k?ttl_seconds=5&tag.a=b"}, {"PATCH", keysPath + "?ttl_seconds=5"},
-		{"POST", incrementPath}, {"POST", incrementPath + "k?delta=x"}, {"POST", incrementPath + "k?delta=9223372036854775808"}, {"POST", incrementPath + "k?ttl_seconds=0"}, {"POST", incrementPath + "k?by=1"},
+		{"POST", incrementPath}, {"POST", incrementPath + "k?delta=x"}, {"POST", incrementPath + "k?delta=9223372036854775808"}, {"POST", incrementPath + "k?ttl_seconds=0"}, {"POST", incrementPath + "k?ttl_ms=0"}, {"PATCH", keysPath + "k?ttl_ms=5&ttl_seconds=5"}, {"POST", incrementPath + "k?by=1"},
 	} {
 		if resp, body := send(t, s, c[0], c[1], ""); resp.StatusCode != http.StatusBadRequest || decode(t, body).Applied != "no" {
 			t.Errorf("%s %s: %d %s", c[0], c[1], resp.StatusCode, body)

@@ -7,7 +7,7 @@
 // with values as base64 (or, on the way in, "text").
 //
 //	PUT GET HEAD DELETE   /api/v1/keys/{key}                 one record
-//	PATCH                 /api/v1/keys/{key}?ttl_seconds=    its time to live; 0 takes the deadline away
+//	PATCH                 /api/v1/keys/{key}?ttl_seconds=    its time to live, or ttl_ms=; 0 takes the deadline away
 //	POST                  /api/v1/increment/{key}?delta=     adds to a number; 1 if nothing is said
 //	GET HEAD              /api/v1/keys                       a page of a listing, or a count
 //	POST                  /api/v1/batch/{put,get,delete}     many records; puts and deletes all or nothing
@@ -30,7 +30,8 @@
 // The event stream. A watch begins behind Last-Event-ID or from_revision, whichever is larger: a browser that comes
 // back sends the URL as it was at first and the id that it saw last. Each event has its revision as its id. A block
 // with an id alone moves that place on where nothing happens: every few seconds, and behind events that the watch
-// leaves out. What ends a watch before its first frame is a problem with its status; after that it is an event "error"
+// leaves out. The headers X-KV-History and X-KV-Namespace-Id, sent back as history= and namespace_id=, make sure that a
+// watch goes on in what it was of. What ends a watch before its first frame is a problem with its status; after that it is an event "error"
 // whose data is the problem.
 //
 // Limits and the log. Each request has an id: the client's X-Request-Id, or a new one; it stands in the answer's header,

@@ -180,15 +180,22 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 		v := q.Get(name)
 		tag, isTag := strings.CutPrefix(name, "tag.")
 		switch {
-		case name == "ttl_seconds" && (op == wire.OpPut || op == wire.OpTouch || op == wire.OpIncrement):
+		case (name == "ttl_seconds" || name == "ttl_ms") && (op == wire.OpPut || op == wire.OpTouch || op == wire.OpIncrement):
+			if name == "ttl_ms" && q.Has("ttl_seconds") {
+				return bad("both ttl_seconds and ttl_ms")
+			}
+			unit := uint64(1)
+			if name == "ttl_seconds" {
+				unit = 1000
+			}
 			n, err := strconv.ParseUint(v, 10, 64)
 			if err == nil && n == 0 && op == wire.OpTouch {
 				continue // no deadline
 			}
-			if err != nil || n == 0 || n > wire.TTLMsMax/1000 {
-				return bad("ttl_seconds=%.40q is not a whole number from 1 to %d", v, uint64(wire.TTLMsMax/1000))
+			if err != nil || n == 0 || n > wire.TTLMsMax/unit {
+				return bad("%s=%.40q is not a whole number from 1 to %d", name, v, wire.TTLMsMax/unit)
 			}
-			ext = wire.AppendExtU64(ext, wire.ExtTTL, n*1000)
+			ext = wire.AppendExtU64(ext, wire.ExtTTL, n*unit)
 		case isTag && op == wire.OpPut:
 			if len(tag) == 0 || len(tag) > wire.TagNameBytesMax || len(v) > wire.TagValueBytesMax {
 				return bad("tag %.100q: a name has 1 to %d bytes of a-z 0-9 . _ -, a value at most %d", tag, wire.TagNameBytesMax, wire.TagValueBytesMax)
@@ -212,8 +219,8 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 			}
 		}
 	}
-	if op == wire.OpTouch && !q.Has("ttl_seconds") {
-		return bad("PATCH sets the time to live: it needs ttl_seconds=, which is 0 to take the deadline away; nothing was changed")
+	if op == wire.OpTouch && !q.Has("ttl_seconds") && !q.Has("ttl_ms") {
+		return bad("PATCH sets the time to live: it needs ttl_seconds= or ttl_ms=, which is 0 to take the deadline away; nothing was changed")
 	}
 	if op == wire.OpPut {
 		if v := h.Get("Content-Type"); v != "" {

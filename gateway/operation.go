@@ -44,6 +44,7 @@ const (
 	fieldValue
 	fieldText
 	fieldTTL
+	fieldTTLMs
 	fieldTags
 	fieldContentType
 	fieldEncoding
@@ -53,7 +54,7 @@ const (
 	fieldConditions
 )
 
-var opFields = [...]string{"type", "key", "value", "text", "ttl_seconds", "tags", "content_type", "encoding", "checksum", "compress", "delta", "conditions"}
+var opFields = [...]string{"type", "key", "value", "text", "ttl_seconds", "ttl_ms", "tags", "content_type", "encoding", "checksum", "compress", "delta", "conditions"}
 
 func fieldSet(fields ...opField) (set uint32) {
 	for _, f := range fields {
@@ -67,12 +68,12 @@ var opKinds = map[string]struct {
 	op     wire.Opcode
 	fields uint32
 }{
-	"PUT":       {wire.OpPut, fieldSet(fieldValue, fieldText, fieldTTL, fieldTags, fieldContentType, fieldEncoding, fieldChecksum, fieldCompress)},
+	"PUT":       {wire.OpPut, fieldSet(fieldValue, fieldText, fieldTTL, fieldTTLMs, fieldTags, fieldContentType, fieldEncoding, fieldChecksum, fieldCompress)},
 	"DELETE":    {wire.OpDelete, 0},
 	"GET":       {wire.OpGet, 0},
 	"CHECK":     {wire.OpCheck, 0},
-	"TOUCH":     {wire.OpTouch, fieldSet(fieldTTL)},
-	"INCREMENT": {wire.OpIncrement, fieldSet(fieldTTL, fieldDelta)},
+	"TOUCH":     {wire.OpTouch, fieldSet(fieldTTL, fieldTTLMs)},
+	"INCREMENT": {wire.OpIncrement, fieldSet(fieldTTL, fieldTTLMs, fieldDelta)},
 }
 
 const opKindNames = "PUT, DELETE, GET, CHECK, TOUCH or INCREMENT"
@@ -165,6 +166,8 @@ func (g *group) readField(r *jsonReader, name []byte, kind *string, fixed string
 		var seconds uint64
 		seconds, f = r.uint(wire.TTLMsMax / 1000)
 		g.ttlMs = seconds * 1000
+	case fieldTTLMs:
+		g.ttlMs, f = r.uint(wire.TTLMsMax)
 	case fieldTags:
 		f = g.readTags(r)
 	case fieldContentType:
@@ -242,11 +245,7 @@ func (g *group) readCondition(r *jsonReader) *fault {
 		}
 		switch string(name) {
 		case "if_version_match":
-			v, f := r.uint(1<<64 - 1)
-			if f == nil {
-				g.conditions = wire.AppendExtVersions(g.conditions, v)
-			}
-			return f
+			return g.readVersions(r)
 		case "if_exists":
 			g.conditions = wire.AppendExtCondition(g.conditions, wire.ConditionExists, nil)
 			return r.yes()
@@ -296,6 +295,31 @@ func (g *group) readCondition(r *jsonReader) *fault {
 	return nil
 }
 
+// readVersions reads the version that a record must have, or an array of those of which it must have one.
+func (g *group) readVersions(r *jsonReader) *fault {
+	var versions []wire.Revision
+	read := func(int) *fault {
+		if len(versions) == wire.ConditionsMax {
+			return faultf("more than %d versions", wire.ConditionsMax)
+		}
+		v, f := r.uint(1<<64 - 1)
+		versions = append(versions, v)
+		return f
+	}
+	var f *fault
+	if r.peek() == '[' {
+		if f = r.array(read); f == nil && len(versions) == 0 {
+			f = r.faultf("a list of no versions is met by none")
+		}
+	} else {
+		f = read(0)
+	}
+	if f == nil {
+		g.conditions = wire.AppendExtVersions(g.conditions, versions...)
+	}
+	return f
+}
+
 // readTagCondition reads {"name", "value"}.
 func (g *group) readTagCondition(r *jsonReader) *fault {
 	var name, value []byte
@@ -341,27 +365,35 @@ func (g *group) finish(kind string) *fault {
 			}
 		}
 	}
+	hasTTL := g.has(fieldTTL) || g.has(fieldTTLMs)
+	if g.has(fieldTTL) && g.has(fieldTTLMs) {
+		return faultf("both ttl_seconds and ttl_ms")
+	}
 	switch k.op {
 	case wire.OpPut:
 		if g.has(fieldValue) == g.has(fieldText) {
 			return faultf(`one of "value" (base64) and "text" is expected`)
 		}
 	case wire.OpTouch:
-		if !g.has(fieldTTL) {
-			return faultf("it has no ttl_seconds, which is 0 to take the deadline away")
+		if !hasTTL {
+			return faultf("it has no ttl_seconds or ttl_ms, which is 0 to take the deadline away")
 		}
 	case wire.OpIncrement:
 		if !g.has(fieldDelta) {
 			g.delta = 1 // as where it stands alone
 		}
 	}
-	if g.has(fieldTTL) && g.ttlMs == 0 && k.op != wire.OpTouch {
-		return faultf("0 is no time to live: leave it out for a record that never expires").in(".ttl_seconds")
+	if hasTTL && g.ttlMs == 0 && k.op != wire.OpTouch {
+		in := ".ttl_seconds"
+		if g.has(fieldTTLMs) {
+			in = ".ttl_ms"
+		}
+		return faultf("0 is no time to live: leave it out for a record that never expires").in(in)
 	}
 	start := len(g.out)
 	g.out = wire.AppendItemHeader(g.out, k.op, 0, 0, 0, 0)
 	g.out = append(g.out, g.conditions...)
-	if g.has(fieldTTL) && g.ttlMs != 0 {
+	if hasTTL && g.ttlMs != 0 {
 		g.out = wire.AppendExtU64(g.out, wire.ExtTTL, g.ttlMs)
 	}
 	slices.SortFunc(g.tags, func(a, b tag) int { return cmp.Compare(a.name, b.name) })

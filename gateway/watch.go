@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -82,6 +83,18 @@ func parseWatch(escaped string, r *http.Request) (ext []byte, watch *wire.WatchR
 			}
 		case "events":
 			ref = parseKinds(v, watch)
+		case "progress_ms":
+			n, err := strconv.ParseUint(v, 10, 32)
+			if err != nil || n < wire.ProgressMsMin || n > wire.ProgressMsMax {
+				ref = badRequest("progress_ms=%.40q is not a whole number from %d to %d", v, wire.ProgressMsMin, wire.ProgressMsMax)
+			}
+			watch.ProgressMs = uint32(n)
+		case "namespace_id":
+			n, err := strconv.ParseUint(v, 10, 32)
+			if err != nil || n == 0 {
+				ref = badRequest("namespace_id=%.40q is no number of a namespace, as X-KV-Namespace-Id tells it", v)
+			}
+			ext = wire.AppendExtU32(ext, wire.ExtNamespaceID, uint32(n))
 		case "history":
 			b, err := hex.DecodeString(v)
 			if err != nil || len(b) != 16 {
@@ -262,8 +275,12 @@ func (es *eventStream) begin(resp *wire.Response) {
 		if err != nil {
 			break
 		}
-		if ext = rest; t == wire.ExtHistory {
+		ext = rest
+		switch {
+		case t == wire.ExtHistory:
 			h.Set("X-KV-History", hex.EncodeToString(v))
+		case t == wire.ExtNamespaceID && len(v) == 4:
+			h.Set("X-KV-Namespace-Id", strconv.FormatUint(uint64(binary.LittleEndian.Uint32(v)), 10))
 		}
 	}
 	if rec, ok := es.w.(*recorder); ok {

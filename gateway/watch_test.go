@@ -132,6 +132,8 @@ func TestWatch_QueryAndLastEventID_BecomeTheRequest(t *testing.T) {
 		"all kinds":           {"?events=expire,put,delete", "", wire.WatchRequest{Flags: wire.WatchFromNow}, nil},
 		"namespace":           {"?namespace=app", "", wire.WatchRequest{Flags: wire.WatchFromNow}, wire.AppendExtString(nil, wire.ExtNamespace, "app")},
 		"stale":               {"?consistency=stale", "", wire.WatchRequest{Flags: wire.WatchFromNow}, stale},
+		"progress":            {"?progress_ms=100", "", wire.WatchRequest{Flags: wire.WatchFromNow, ProgressMs: 100}, nil},
+		"of one namespace":    {"?namespace_id=4294967295", "", wire.WatchRequest{Flags: wire.WatchFromNow}, wire.AppendExtU32(nil, wire.ExtNamespaceID, 1<<32-1)},
 		"history":             {"?history=000102030405060708090a0b0c0d0e0f", "", wire.WatchRequest{Flags: wire.WatchFromNow}, wire.AppendExt(nil, wire.ExtHistory, []byte("\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"))},
 	} {
 		var header []string
@@ -143,7 +145,9 @@ func TestWatch_QueryAndLastEventID_BecomeTheRequest(t *testing.T) {
 			t.Fatalf("%s: %d %s", name, resp.StatusCode, body)
 		}
 		got, ext := m.feed.lastAsked()
-		c.want.Credit, c.want.ProgressMs = streamCredit, wire.ProgressMsDefault
+		if c.want.Credit = streamCredit; c.want.ProgressMs == 0 {
+			c.want.ProgressMs = wire.ProgressMsDefault
+		}
 		for _, b := range []*[]byte{&c.want.Prefix, &c.want.Start, &c.want.End} {
 			*b = append([]byte{}, *b...)
 		}
@@ -169,6 +173,8 @@ func TestWatch_BadRequests_AreRefusedBeforeAnyStream(t *testing.T) {
 		{"GET", "?namespace=", nil, 400}, {"GET", "?max_age_ms=5", nil, 400}, {"GET", "?revision=5", nil, 400}, {"GET", "?%zz", nil, 400},
 		{"HEAD", "", nil, 405}, {"POST", "", nil, 405}, {"GET", "", []string{"Content-Length", "5"}, 400},
 		{"GET", "?start=" + strings.Repeat("x", 2000), nil, 400},
+		{"GET", "?progress_ms=99", nil, 400}, {"GET", "?progress_ms=60001", nil, 400}, {"GET", "?progress_ms=", nil, 400},
+		{"GET", "?namespace_id=0", nil, 400}, {"GET", "?namespace_id=4294967296", nil, 400}, {"GET", "?namespace_id=app", nil, 400},
 	} {
 		resp, body := send(t, s, c.method, watchPath+c.target, "", c.header...)
 		if resp.StatusCode != c.status || c.method != "HEAD" && decode(t, body).Status != c.status {
@@ -189,7 +195,7 @@ func TestWatch_EventsAndProgress_AreWhatAnEventSourceUnderstands(t *testing.T) {
 	hostile := "k\r\n\r\nevent: forged\ndata: x\u2028\u0085\x00\"<"
 	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
 	first := frame(5)
-	first.Ext = wire.AppendExt(nil, wire.ExtHistory, bytes.Repeat([]byte{0xab}, 16))
+	first.Ext = wire.AppendExtU32(wire.AppendExt(nil, wire.ExtHistory, bytes.Repeat([]byte{0xab}, 16)), wire.ExtNamespaceID, 7)
 	m.feed.frames <- first
 	m.feed.frames <- frame(12,
 		wire.Event{Kind: wire.EventPut, Flags: wire.EventLast, Revision: 10, Ext: ext, Key: []byte(hostile), Value: []byte("v\n\xff")},
@@ -202,7 +208,7 @@ func TestWatch_EventsAndProgress_AreWhatAnEventSourceUnderstands(t *testing.T) {
 	close(m.feed.frames)
 	resp, es := watchFrom(t, s, watchPath+"k?previous=true", "Accept-Encoding", "gzip, zstd")
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" || resp.Header.Get("Cache-Control") != "no-store" ||
-		resp.Header.Get("Content-Encoding") != "" || resp.Header.Get("X-KV-History") != strings.Repeat("ab", 16) {
+		resp.Header.Get("Content-Encoding") != "" || resp.Header.Get("X-KV-History") != strings.Repeat("ab", 16) || resp.Header.Get("X-KV-Namespace-Id") != "7" {
 		t.Fatalf("%d %v", resp.StatusCode, resp.Header)
 	}
 	var quiet []string
