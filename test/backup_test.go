@@ -87,7 +87,7 @@ func TestBackup_OfAFollower_RestoresIntoAnotherCluster(t *testing.T) {
 // grpcBackup copies the cluster by gRPC.
 func grpcBackup(t *testing.T, n *testcluster.Node) (all []byte) {
 	t.Helper()
-	stream, err := openGRPC(t, n).c.Backup(t.Context(), &kvstorev1.BackupRequest{})
+	stream, err := openGRPC(t, n).Backup(t.Context(), &kvstorev1.BackupRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func grpcBackup(t *testing.T, n *testcluster.Node) (all []byte) {
 // grpcRestore restores a copy by gRPC and gives the number of records.
 func grpcRestore(t *testing.T, n *testcluster.Node, all []byte) uint64 {
 	t.Helper()
-	stream, err := openGRPC(t, n).c.Restore(t.Context())
+	stream, err := openGRPC(t, n).Restore(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -248,10 +248,10 @@ func (d *dataRun) space(key string) string {
 	return strings.TrimSuffix(strings.ReplaceAll(key, "/", "-"), "-")
 }
 
-// in opens a client of a namespace at the run's node.
+// in opens a client of a namespace at the run's node and door.
 func (d *dataRun) in(name string) *dataRun {
 	other := *d
-	other.c = openAt(d.t, []string{d.node.Addr()}, client.WithNamespace(name), client.WithTimeout(patience))
+	other.c = openAt(d.t, []string{d.addr}, client.WithNamespace(name), client.WithTimeout(patience))
 	return &other
 }
 

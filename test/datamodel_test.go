@@ -17,14 +17,15 @@ import (
 )
 
 // The data model, operation by operation: what a user may ask, what lies on the edge, and what must be refused, asked
-// of the leader and of a follower of three real nodes, by each of the three doors. All must give the same answers.
+// of the leader and of a follower of three real nodes, through the binary protocol, REST and gRPC (door_test.go). All must
+// give the same answers.
 
 // dataRun is one way to address the cluster.
 type dataRun struct {
 	t    *testing.T
 	ctx  context.Context
 	c    *client.Client     // knows one node at first
-	node *testcluster.Node  // which it is
+	addr string             // which it is, by which door
 	read []client.GetOption // of reads: that node answers them itself
 	name string             // of the run; part of every key, so that runs don't meet
 }
@@ -81,6 +82,17 @@ func (d *dataRun) absent(key string) {
 	}
 }
 
+// failed checks which conditions an error says did not hold, as [{operation condition} …].
+func (d *dataRun) failed(err error, want string) {
+	d.t.Helper()
+	var e *client.Error
+	if !errors.As(err, &e) {
+		d.t.Errorf("no error of a condition: %v", err)
+		return
+	}
+	same(d, "failed conditions", fmt.Sprint(e.Failed), want)
+}
+
 // list gives the keys of a listing in order; common prefixes carry a '*'.
 func (d *dataRun) list(o client.ListOptions) (keys []string, err error) {
 	o.Read = append(slices.Clone(d.read), o.Read...)
@@ -124,6 +136,8 @@ func TestDataModel_EachOperation_AtTheLeaderAndAtAFollowerByEachDoor(t *testing.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cases := slices.Concat(putCases, getCases, deleteCases, batchCases, listCases, txnCases, touchCases, incrementCases, tagCases, compressCases, watchCases, namespaceCases)
+	var names []string
+	var doors []func(t *testing.T)
 	for _, at := range []struct {
 		name string
 		node int
@@ -132,35 +146,39 @@ func TestDataModel_EachOperation_AtTheLeaderAndAtAFollowerByEachDoor(t *testing.
 		{"leader", leader, nil},
 		{"follower", (leader + 1) % 3, []client.GetOption{client.AnyNode()}},
 	} {
-		n := cl.Node(at.node)
-		for _, door := range []struct {
-			name string
-			addr string
-		}{
-			{"binary", n.Addr()},
-			{"grpc", shim(t, openGRPC(t, n))},
+		node := cl.Node(at.node)
+		rest := openRESTDoorway(t, node)
+		for _, door := range []struct{ name, addr string }{
+			{"binary", node.Addr()}, {"rest", translate(t, rest)}, {"grpc", translate(t, openGRPCDoorway(t, node, rest))},
 		} {
-			o := []client.Option{client.WithTimeout(patience)}
-			if door.name != "binary" {
-				o = append(o, client.WithoutSession()) // the other doors have none
-			}
-			c := openAt(t, []string{door.addr}, o...)
-			for i, dc := range cases {
-				t.Run(fmt.Sprintf("%s/%s/%s/%s", at.name, door.name, dc.op, dc.name), func(t *testing.T) {
-					name := at.name + "-" + door.name
-					d := &dataRun{t: t, ctx: ctx, c: c, node: n, read: at.read, name: name}
-					err := dc.do(d, fmt.Sprintf("%s/%03d/", name, i))
-					if dc.want == nil && err != nil || !errors.Is(err, dc.want) {
-						t.Errorf("error %v, want %v", err, dc.want)
-					}
-					var write *client.Error
-					if errors.As(err, &write) && errors.Is(err, client.ErrMaybeApplied) {
-						t.Errorf("nothing failed, and yet the outcome is unknown: %v", err)
-					}
-				})
-			}
+			name := door.name + "-" + at.name
+			c := openAt(t, []string{door.addr}, client.WithTimeout(patience))
+			doors = append(doors, func(t *testing.T) {
+				for i, dc := range cases {
+					t.Run(dc.op+"/"+dc.name, func(t *testing.T) {
+						d := &dataRun{t: t, ctx: ctx, c: c, addr: door.addr, read: at.read, name: name}
+						err := dc.do(d, fmt.Sprintf("%s/%03d/", name, i))
+						if dc.want == nil && err != nil || !errors.Is(err, dc.want) {
+							t.Errorf("error %v, want %v", err, dc.want)
+						}
+						var write *client.Error
+						if errors.As(err, &write) && errors.Is(err, client.ErrMaybeApplied) {
+							t.Errorf("nothing failed, and yet the outcome is unknown: %v", err)
+						}
+					})
+				}
+			})
+			names = append(names, door.name+"/"+at.name)
 		}
 	}
+	t.Run("through", func(t *testing.T) {
+		for i, cases := range doors {
+			t.Run(names[i], func(t *testing.T) {
+				t.Parallel() // each has keys and namespaces of its own
+				cases(t)
+			})
+		}
+	})
 	cl.MustConverge()
 }
 
@@ -292,6 +310,22 @@ var putCases = []dataCase{
 		_, err := d.c.Put(d.ctx, key, []byte("newest"), client.IfVersion(v))
 		return err
 	}, client.ErrConditionFailed},
+	{"put", "if one of several versions", func(d *dataRun, key string) error {
+		v := d.put(key, "old")
+		if _, err := d.c.Put(d.ctx, key, []byte("new"), client.IfVersion(v-1, v, v+1)); err != nil {
+			return err
+		}
+		_, err := d.c.Put(d.ctx, key, []byte("newest"), client.IfVersion(v-1, v, v+1))
+		same(d, "value", string(d.get(key).Data), "new")
+		d.failed(err, "[{0 0}]")
+		return err
+	}, client.ErrConditionFailed},
+	{"put", "several conditions on several kinds of things, of which some fail", func(d *dataRun, key string) error {
+		v := d.put(key, "old", client.WithTag("a", "b"))
+		_, err := d.c.Put(d.ctx, key, []byte("new"), client.IfVersion(7, v), client.IfValue([]byte("new")), client.IfExists(), client.IfAbsent(), client.IfTag("a", "b"))
+		d.failed(err, "[{0 1} {0 3}]")
+		return err
+	}, client.ErrConditionFailed},
 	{"put", "if a value", func(d *dataRun, key string) error {
 		d.put(key, "old")
 		_, err := d.c.Put(d.ctx, key, []byte("new"), client.IfExists(), client.IfValue([]byte("old")))
@@ -340,6 +374,33 @@ var getCases = []dataCase{
 		_, err := d.c.Get(d.ctx, key, client.AtRevision(v+1<<40))
 		return err
 	}, client.ErrFutureRevision},
+	{"get", "what the node has, and how old that is", func(d *dataRun, key string) error {
+		d.put(key, "one")
+		eventually(d.t, "a stale read shows the record", func() (bool, error) {
+			v, err := d.c.Get(d.ctx, key, client.MaxAge(time.Minute))
+			if errors.Is(err, client.ErrNotFound) {
+				return false, err
+			}
+			same(d, "age is known and bounded", v.Age() <= time.Minute, true)
+			return err == nil && string(v.Data) == "one", err
+		})
+		eventually(d.t, "a stale look finds it", func() (bool, error) {
+			_, there, err := d.c.Exists(d.ctx, key, client.Stale())
+			return there, err
+		})
+		return nil
+	}, nil},
+	{"get", "whether it was there in the past", func(d *dataRun, key string) error {
+		v := d.put(key, "one")
+		deleted, _, err := d.c.Delete(d.ctx, key)
+		if !deleted || err != nil {
+			return fmt.Errorf("deleted: %v, %w", deleted, err)
+		}
+		m, there, err := d.c.Exists(d.ctx, key, append(slices.Clone(d.read), client.AtRevision(v))...)
+		same(d, "there", there, true)
+		same(d, "version", m.Version, v)
+		return err
+	}, nil},
 	{"get", "at least a revision", func(d *dataRun, key string) error {
 		v := d.put(key, "one")
 		same(d, "value", string(d.get(key, client.AtLeast(v)).Data), "one")
@@ -363,6 +424,15 @@ var deleteCases = []dataCase{
 		d.get(key)
 		return err
 	}, client.ErrConditionFailed},
+	{"delete", "if one of several versions, and a tag", func(d *dataRun, key string) error {
+		v := d.put(key, "v", client.WithTag("state", "open"))
+		_, _, err := d.c.Delete(d.ctx, key, client.IfVersion(v, v+1), client.IfTag("state", "shut"))
+		d.failed(err, "[{0 1}]")
+		d.get(key)
+		deleted, rev, err := d.c.Delete(d.ctx, key, client.IfVersion(v, v+1), client.IfTag("state", "open"))
+		same(d, "deleted", deleted && rev > v, true)
+		return err
+	}, nil},
 	{"delete", "a bad key", func(d *dataRun, _ string) error {
 		_, _, err := d.c.Delete(d.ctx, "\xff")
 		return err
@@ -422,8 +492,32 @@ var batchCases = []dataCase{
 		d.put(key+"b", "there")
 		_, err := d.c.BatchPut(d.ctx, []client.KV{{Key: key + "a"}, {Key: key + "b", Options: []client.PutOption{client.IfAbsent()}}}, true)
 		d.absent(key + "a")
+		d.failed(err, "[{1 0}]")
 		return err
 	}, client.ErrConditionFailed},
+	{"batch", "of the past", func(d *dataRun, key string) error {
+		d.put(key+"a", "one", client.WithTag("t", "v"), client.WithTTL(time.Hour), client.WithContentType("text/plain"), client.WithEncoding("gzip"))
+		rev := d.put(key+"b", "two")
+		if _, err := d.c.BatchDelete(d.ctx, []string{key + "a", key + "b"}); err != nil {
+			return err
+		}
+		got, err := d.c.BatchGet(d.ctx, []string{key + "b", key + "a", key + "c"}, append(slices.Clone(d.read), client.AtRevision(rev))...)
+		if err != nil {
+			return err
+		}
+		b, a := got.Items[0].Value, got.Items[1].Value
+		if a == nil || b == nil {
+			return fmt.Errorf("not found: %+v", got.Items)
+		}
+		same(d, "values", string(a.Data)+string(b.Data), "onetwo")
+		same(d, "version", b.Version, rev)
+		same(d, "tags", fmt.Sprint(a.Tags(), b.Tags()), "map[t:v] map[]")
+		same(d, "kept", a.ContentType+a.Encoding+b.ContentType+b.Encoding, "text/plaingzip")
+		same(d, "expires", a.ExpiresAt.Equal(a.CreatedAt.Add(time.Hour)) && b.ExpiresAt.IsZero(), true)
+		same(d, "checksum", a.Checksum, wire.Checksum(a.Data))
+		same(d, "absent", errors.Is(got.Items[2].Err, client.ErrNotFound), true)
+		return nil
+	}, nil},
 	{"batch", "each for itself, one condition fails", func(d *dataRun, key string) error {
 		d.put(key+"b", "there")
 		r, err := d.c.BatchPut(d.ctx, []client.KV{{Key: key + "a"}, {Key: key + "b", Options: []client.PutOption{client.IfAbsent()}}}, false)
@@ -586,6 +680,17 @@ var txnCases = []dataCase{
 		d.absent(key + "c")
 		return err
 	}, client.ErrConditionFailed},
+	{"txn", "which of many conditions fail", func(d *dataRun, key string) error {
+		v := d.put(key+"a", "one", client.WithTag("state", "open"))
+		_, err := d.c.Txn().
+			Put(key+"a", []byte("two"), client.IfVersion(v+1, v+2), client.IfExists()).
+			Get(key+"a", client.IfTagPresent("state")).
+			Delete(key+"b", client.IfAbsent(), client.IfExists()).
+			Touch(key+"a", time.Hour, client.IfTagAbsent("state")).
+			Increment(key+"n", 1, client.IfExists()).Commit(d.ctx)
+		d.failed(err, "[{0 0} {2 1} {3 0} {4 0}]")
+		return err
+	}, client.ErrConditionFailed},
 	{"txn", "conditions see the state before it", func(d *dataRun, key string) error {
 		_, err := d.c.Txn().Put(key, []byte("one")).Put(key, []byte("two"), client.IfAbsent()).Commit(d.ctx)
 		same(d, "value", string(d.get(key).Data), "two")
@@ -672,6 +777,17 @@ var touchCases = []dataCase{
 		d.absent(key)
 		return err
 	}, client.ErrNotFound},
+	{"touch", "on conditions, for a time of milliseconds", func(d *dataRun, key string) error {
+		v := d.put(key, "v", client.WithTag("a", "b"))
+		if _, err := d.c.Touch(d.ctx, key, 3_600_001*time.Millisecond, client.IfVersion(v), client.IfTag("a", "b")); err != nil {
+			return err
+		}
+		got := d.get(key)
+		same(d, "expires", got.ExpiresAt, got.UpdatedAt.Add(3_600_001*time.Millisecond))
+		_, err := d.c.Touch(d.ctx, key+"absent", time.Hour, client.IfTagAbsent("a"), client.IfExists())
+		d.failed(err, "[{0 0} {0 1}]")
+		return nil
+	}, nil},
 	{"touch", "if a condition fails", func(d *dataRun, key string) error {
 		v := d.put(key, "v")
 		_, err := d.c.Touch(d.ctx, key, time.Hour, client.IfVersion(v+1))
@@ -710,6 +826,19 @@ var incrementCases = []dataCase{
 		same(d, "expires", got.ExpiresAt, before)
 		return err
 	}, nil},
+	{"increment", "on conditions, with a time to live", func(d *dataRun, key string) error {
+		n, v, err := d.c.Increment(d.ctx, key, 3, client.IfAbsent(), client.WithTTL(1500*time.Millisecond+time.Hour))
+		if err != nil {
+			return err
+		}
+		got := d.get(key)
+		same(d, "sum", n, 3)
+		same(d, "expires", got.ExpiresAt, got.UpdatedAt.Add(time.Hour+1500*time.Millisecond))
+		_, _, err = d.c.Increment(d.ctx, key, 1, client.IfVersion(v), client.IfValue([]byte("4")))
+		d.failed(err, "[{0 1}]")
+		same(d, "value", string(d.get(key).Data), "3")
+		return err
+	}, client.ErrConditionFailed},
 	{"increment", "beyond 64 bits", func(d *dataRun, key string) error {
 		d.put(key, fmt.Sprint(math.MaxInt64))
 		_, _, err := d.c.Increment(d.ctx, key, 1)

@@ -61,11 +61,21 @@ func (c *restClient) do(ctx context.Context, method, target string, header map[s
 
 func keyPath(key string) string { return "/api/v1/keys/" + url.PathEscape(key) }
 
-// problem is the part of a problem document that tells the outcome.
+// problem is a problem document.
 type problem struct {
-	Code    string `json:"code"`
-	Detail  string `json:"detail"`
-	Applied string `json:"applied"`
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Code      string `json:"code"`
+	Detail    string `json:"detail"`
+	Applied   string `json:"applied"`
+	Retryable bool   `json:"retryable"`
+	Committed *bool  `json:"committed"`
+	RequestID string `json:"request_id"`
+	Failed    []struct {
+		Operation, Condition uint32
+		Key                  string
+	} `json:"failed"`
 }
 
 func (r *restReply) problem() (p problem) {
