@@ -2,6 +2,7 @@ package test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,12 +12,18 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+
+	"kvstore/api/kvstorev1"
 	"kvstore/client"
 	"kvstore/internal/testcluster"
 	"kvstore/wire"
@@ -28,8 +35,10 @@ const answerSlack = 5 * time.Second
 
 // sentWrite is one write of a key and a value that nobody else ever writes, and what was said of it.
 type sentWrite struct {
-	key          string
-	size         int
+	key  string
+	size int
+	// guarded: on the condition that the key is absent, which it is. Told otherwise, the write was made twice.
+	guarded      bool
 	door         *outcomeDoor
 	outcome      outcome
 	version      uint64 // acked: what was told
@@ -93,7 +102,12 @@ func startOutcomes(t *testing.T, c *testcluster.Cluster, seed uint64) *outcomes 
 	for i, n := range c.Nodes() {
 		o.doors = append(o.doors,
 			o.goDoor("client of "+c.ID(i)+" alone", long, 1, []string{n.Addr()}, client.WithoutSession()),
-			restDoor(t, n, "REST of "+c.ID(i), 3),
+			restDoor(t, n, "REST of "+c.ID(i), 0, 3),
+			restDoor(t, n, "REST of "+c.ID(i)+", hasty", short, 1),
+			grpcDoor(t, n, "gRPC of "+c.ID(i), 0, 2),
+			grpcDoor(t, n, "gRPC of "+c.ID(i)+", hasty", short, 1),
+			// What gRPC repeats by itself, it repeats where it knows that no server has begun with it.
+			grpcDoor(t, n, "gRPC of "+c.ID(i)+", never again", 0, 1, grpc.WithDisableRetry(), grpc.WithDisableServiceConfig()),
 			frameDoor(n, "bare frames to "+c.ID(i), 2*time.Second, 2))
 	}
 	stream := 0
@@ -138,7 +152,7 @@ func (o *outcomes) end() {
 // call makes one write after the other.
 func (o *outcomes) call(d *outcomeDoor, name string, write writeFunc, rng *rand.Rand) {
 	for i := 0; !o.stopped(); i++ {
-		w := &sentWrite{key: fmt.Sprintf("%s/%06d", name, i), size: 16 + rng.IntN(1000), door: d, began: time.Now()}
+		w := &sentWrite{key: fmt.Sprintf("%s/%06d", name, i), size: 16 + rng.IntN(1000), guarded: rng.IntN(2) == 0, door: d, began: time.Now()}
 		sent := write(w, content(w.key, 0, w.size))
 		w.ended = time.Now()
 		o.note(w, sent)
@@ -161,11 +175,11 @@ func (o *outcomes) note(w *sentWrite, sent bool) {
 	if w.ended.Sub(w.began) > d.limit+answerSlack {
 		o.late = append(o.late, w)
 	}
-	if !sent {
+	if sent {
+		d.sums[w.outcome]++
+	} else {
 		d.unsent++
-		return
 	}
-	d.sums[w.outcome]++
 	o.writes = append(o.writes, w)
 }
 
@@ -174,7 +188,11 @@ func (o *outcomes) goDoor(name string, limit time.Duration, callers int, addrs [
 	o.t.Helper()
 	c := openAt(o.t, addrs, append(opts, client.WithTimeout(limit))...)
 	write := func(w *sentWrite, value []byte) bool {
-		v, err := c.Put(context.Background(), w.key, value)
+		var opts []client.PutOption
+		if w.guarded {
+			opts = append(opts, client.IfAbsent())
+		}
+		v, err := c.Put(context.Background(), w.key, value, opts...)
 		switch {
 		case err == nil:
 			w.version = uint64(v)
@@ -193,12 +211,17 @@ func (o *outcomes) goDoor(name string, limit time.Duration, callers int, addrs [
 	return &outcomeDoor{name: name, kind: "Go client", limit: limit, callers: callers, open: func() writeFunc { return write }}
 }
 
-// restDoor is REST on one node, whether it leads or not. The caller has no deadline of its own: the node's counts.
-func restDoor(t *testing.T, n *testcluster.Node, name string, callers int) *outcomeDoor {
+// restDoor is REST on one node, whether it leads or not. Where limit is 0 the caller has no deadline of its own: the
+// node's counts. Otherwise it hangs up.
+func restDoor(t *testing.T, n *testcluster.Node, name string, limit time.Duration, callers int) *outcomeDoor {
 	t.Helper()
-	c := openREST(t, n, patience)
+	c := openREST(t, n, cmp.Or(limit, patience))
 	write := func(w *sentWrite, value []byte) bool {
-		r, err := c.do(context.Background(), http.MethodPut, keyPath(w.key), nil, value)
+		header := map[string]string{}
+		if w.guarded {
+			header["If-None-Match"] = "*"
+		}
+		r, err := c.do(context.Background(), http.MethodPut, keyPath(w.key), header, value)
 		var failed bool
 		w.outcome, failed = r.writeOutcome(err)
 		switch {
@@ -206,7 +229,7 @@ func restDoor(t *testing.T, n *testcluster.Node, name string, callers int) *outc
 			w.why = err.Error()
 			return !notSent(err)
 		case failed:
-			t.Errorf("%s: a write without a condition is answered with %v", name, r)
+			t.Errorf("%s: a write to a key that nobody else writes, on no condition or on that of its absence, is answered with %v", name, r)
 		case w.outcome == acked:
 			w.version = r.version()
 			return true
@@ -214,7 +237,66 @@ func restDoor(t *testing.T, n *testcluster.Node, name string, callers int) *outc
 		w.why = r.String()
 		return true
 	}
-	return &outcomeDoor{name: name, kind: "REST", limit: wire.TimeoutDefault, callers: callers, open: func() writeFunc { return write }}
+	return &outcomeDoor{name: name, kind: "REST" + hasty(limit), limit: cmp.Or(limit, wire.TimeoutDefault), callers: callers, open: func() writeFunc { return write }}
+}
+
+// hasty sets the kind of a door whose caller gives up early apart from that of one who waits.
+func hasty(limit time.Duration) string {
+	if limit == 0 {
+		return ""
+	}
+	return ", hasty"
+}
+
+// grpcDoor is gRPC on one node, as restDoor is REST; a deadline goes with the call. What is no word of the server's says
+// nothing of the outcome, whatever code the library gives it.
+func grpcDoor(t *testing.T, n *testcluster.Node, name string, limit time.Duration, callers int, opts ...grpc.DialOption) *outcomeDoor {
+	t.Helper()
+	// A node that was away is looked for often, as by the other doors.
+	c := openGRPC(t, n, append(opts, grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}, MinConnectTimeout: answerSlack,
+	}))...)
+	write := func(w *sentWrite, value []byte) bool {
+		ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(limit, patience))
+		defer cancel()
+		in := &kvstorev1.PutRequest{Key: w.key, Value: value}
+		if w.guarded {
+			in.Conditions = []*kvstorev1.Condition{{Kind: &kvstorev1.Condition_IfNotExists{IfNotExists: true}}}
+		}
+		r, err := c.Put(ctx, in)
+		if err == nil {
+			w.version = r.GetVersion()
+			return true
+		}
+		w.why = err.Error()
+		f, ours, bad := failureOf(err)
+		switch {
+		case bad != nil:
+			t.Errorf("%s: %v: %v", name, bad, err)
+			w.outcome = unknown
+		case !ours:
+			if f.code == codes.Unavailable && strings.Contains(f.text, "Error while dialing") {
+				w.outcome = refused // no connection could be made, and none that there was has carried it
+				return false
+			}
+			w.outcome = unknown
+		default:
+			if err := toldOutcome(true, f.status, f.applied, f.retryable); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if w.outcome = refused; f.applied == "unknown" {
+				w.outcome = unknown
+			}
+			if f.status == wire.StatusConditionFailed {
+				t.Errorf("%s: a write to a key that nobody else writes, on no condition or on that of its absence, is answered with %v", name, err)
+			}
+			if safe := f.code == codes.Unavailable || f.code == codes.ResourceExhausted; safe && w.outcome != refused {
+				t.Errorf("%s: %s of ours, which clients repeat, and the outcome is unknown: %v", name, f.code, err)
+			}
+		}
+		return true
+	}
+	return &outcomeDoor{name: name, kind: "gRPC" + hasty(limit), limit: cmp.Or(limit, wire.TimeoutDefault), callers: callers, open: func() writeFunc { return write }}
 }
 
 // frameDoor is the binary protocol of one node without a client that helps: what it says, and nothing else.
@@ -304,7 +386,11 @@ func (f *framer) put(w *sentWrite, value []byte, limit time.Duration) error {
 		return err
 	}
 	h := wire.Header{Op: wire.OpPut, ID: f.last, TimeOrTimeout: uint32(limit.Milliseconds())}
-	if _, err := f.c.Write(wire.AppendFrame(nil, h, nil, []byte(w.key), value)); err != nil {
+	var ext []byte
+	if w.guarded {
+		ext = wire.AppendExtCondition(nil, wire.ConditionAbsent, nil)
+	}
+	if _, err := f.c.Write(wire.AppendFrame(nil, h, ext, []byte(w.key), value)); err != nil {
 		return err
 	}
 	for {
@@ -510,17 +596,21 @@ func (o *outcomes) report() (refusals, unknowns int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var total, done int
-	kinds := make(map[string]int)
+	kinds, notKnown := make(map[string]int), make(map[string]int)
 	for _, d := range o.doors {
 		n := d.sums[acked] + d.sums[refused] + d.sums[unknown]
 		o.t.Logf("%-32s %6d done, %5d surely not applied, %4d unknown (%.2f %%), %5d not sent; deadline %v, slowest answer %v", d.name,
 			d.sums[acked], d.sums[refused], d.sums[unknown], 100*float64(d.sums[unknown])/float64(max(n, 1)), d.unsent, d.limit, d.slowest.Round(time.Millisecond))
 		kinds[d.kind] += d.sums[acked]
+		notKnown[d.kind] += d.sums[unknown]
 		total, done, refusals, unknowns = total+n, done+d.sums[acked], refusals+d.sums[refused], unknowns+d.sums[unknown]
 	}
 	for kind, n := range kinds {
 		if n == 0 {
 			o.t.Errorf("nothing was done by %s: the test proves nothing of it", kind)
+		}
+		if notKnown[kind] == 0 && !testing.Short() {
+			o.t.Errorf("no outcome was unknown by %s: the test proves nothing of it", kind)
 		}
 	}
 	o.t.Logf("%d writes: %d done, %d surely not applied, %d unknown (%.2f %%)", total, done, refusals, unknowns, 100*float64(unknowns)/float64(max(total, 1)))
