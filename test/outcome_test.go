@@ -37,8 +37,10 @@ const answerSlack = 5 * time.Second
 type sentWrite struct {
 	key  string
 	size int
-	// guarded: on the condition that the key is absent, which it is. Told otherwise, the write was made twice.
-	guarded      bool
+	// guarded: on the condition that the key is absent, which it is.
+	guarded bool
+	// twice: a condition is told to have failed, which says that somebody has written the key before.
+	twice        bool
 	door         *outcomeDoor
 	outcome      outcome
 	version      uint64 // acked: what was told
@@ -200,7 +202,7 @@ func (o *outcomes) goDoor(name string, limit time.Duration, callers int, addrs [
 		case errors.Is(err, client.ErrMaybeApplied):
 			w.outcome = unknown
 		case errors.Is(err, client.ErrNotApplied):
-			w.outcome = refused
+			w.outcome, w.twice = refused, errors.Is(err, client.ErrConditionFailed)
 		default:
 			o.t.Errorf("%s: an error of a write that is neither ErrNotApplied nor ErrMaybeApplied: %v", name, err)
 			w.outcome = unknown
@@ -222,14 +224,11 @@ func restDoor(t *testing.T, n *testcluster.Node, name string, limit time.Duratio
 			header["If-None-Match"] = "*"
 		}
 		r, err := c.do(context.Background(), http.MethodPut, keyPath(w.key), header, value)
-		var failed bool
-		w.outcome, failed = r.writeOutcome(err)
+		w.outcome, w.twice = r.writeOutcome(err)
 		switch {
 		case err != nil:
 			w.why = err.Error()
 			return !notSent(err)
-		case failed:
-			t.Errorf("%s: a write to a key that nobody else writes, on no condition or on that of its absence, is answered with %v", name, r)
 		case w.outcome == acked:
 			w.version = r.version()
 			return true
@@ -287,9 +286,7 @@ func grpcDoor(t *testing.T, n *testcluster.Node, name string, limit time.Duratio
 			if w.outcome = refused; f.applied == "unknown" {
 				w.outcome = unknown
 			}
-			if f.status == wire.StatusConditionFailed {
-				t.Errorf("%s: a write to a key that nobody else writes, on no condition or on that of its absence, is answered with %v", name, err)
-			}
+			w.twice = f.status == wire.StatusConditionFailed
 			if safe := f.code == codes.Unavailable || f.code == codes.ResourceExhausted; safe && w.outcome != refused {
 				t.Errorf("%s: %s of ours, which clients repeat, and the outcome is unknown: %v", name, f.code, err)
 			}
@@ -405,6 +402,10 @@ func (f *framer) put(w *sentWrite, value []byte, limit time.Duration) error {
 		w.why = fmt.Sprintf("%s %q", st, body[h.ExtLen:])
 		switch st.Class() {
 		case wire.ClassResult:
+			if st == wire.StatusConditionFailed {
+				w.outcome, w.twice = refused, true
+				return nil
+			}
 			if payload := body[h.ExtLen:]; st != wire.StatusOK || len(payload) != wire.VersionBytes {
 				return fmt.Errorf("a PUT is answered by %s", w.why)
 			} else {
@@ -556,6 +557,8 @@ func (o *outcomes) check(when string) {
 	for _, w := range writes {
 		v, found := there[w.key]
 		switch {
+		case w.twice:
+			o.wrong = append(o.wrong, fmt.Errorf("%s: %s by %s, which nobody else writes, is told to be there already (%s)", when, w.key, w.door.name, w.why))
 		case found && !ours[w.key]:
 			o.wrong = append(o.wrong, fmt.Errorf("%s: %s by %s has a value that nobody wrote", when, w.key, w.door.name))
 		case w.outcome == acked && (!found || uint64(v) != w.version):
