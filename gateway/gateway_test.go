@@ -234,6 +234,7 @@ func TestKey_BadRequests_AreRefusedWithCodeAndAppliedNo(t *testing.T) {
 		"idempotency key empty":        {"DELETE", "k", []string{"Idempotency-Key", ""}, 400, "BAD_REQUEST"},
 		"idempotency key not ASCII":    {"PATCH", "k?ttl_seconds=1", []string{"Idempotency-Key", "caf\xc3\xa9"}, 400, "BAD_REQUEST"},
 		"idempotency key twice":        {"PUT", "k", []string{"Idempotency-Key", "a", "Idempotency-Key", "a"}, 400, "BAD_REQUEST"},
+		"part of a value":              {"PUT", "k", []string{"Content-Range", "bytes 0-0/5"}, 400, "BAD_REQUEST"},
 		"bad query":                    {"PUT", "k?%zz=1", nil, 400, "BAD_REQUEST"},
 		"method":                       {"POST", "k", nil, 405, "METHOD_NOT_ALLOWED"},
 		"touch without ttl":            {"PATCH", "k", nil, 400, "BAD_REQUEST"},

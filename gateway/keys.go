@@ -223,6 +223,10 @@ func extensions(op wire.Opcode, h http.Header, q url.Values) ([]byte, *wire.Refu
 		return bad("PATCH sets the time to live: it needs ttl_seconds= or ttl_ms=, which is 0 to take the deadline away; nothing was changed")
 	}
 	if op == wire.OpPut {
+		if len(h.Values("Content-Range")) != 0 {
+			// The part would take the place of the whole (RFC 9110, 14.5).
+			return bad("Content-Range names a part of a value, and a PUT writes all of it; nothing was changed")
+		}
 		if v := h.Get("Content-Type"); v != "" {
 			if len(v) > wire.ContentTypeBytesMax {
 				return bad("Content-Type of %d bytes; at most %d", len(v), wire.ContentTypeBytesMax)
