@@ -172,6 +172,8 @@ type jsonAnswer struct {
 	coding  coding
 }
 
+var noStore = []string{"no-store"}
+
 // newJSONAnswer begins an answer; its caller must call close.
 func newJSONAnswer(w http.ResponseWriter, status int, contentType string) *jsonAnswer {
 	a := &jsonAnswer{w: w, status: status, contentType: contentType}
@@ -196,6 +198,10 @@ func (a *jsonAnswer) begin(n int) {
 	a.begun = true
 	h := a.w.Header()
 	h.Set("Content-Type", a.contentType)
+	if _, said := h["Cache-Control"]; !said {
+		// A cache may keep a 404 by its own judgement, and would show it when the key is there.
+		h["Cache-Control"] = noStore
+	}
 	h.Add("Vary", "Accept-Encoding")
 	if a.accepted.coding != identity && (n >= codeBytesMin || a.accepted.always) {
 		a.coding = a.accepted.coding

@@ -356,7 +356,7 @@ func answerIncrement(w http.ResponseWriter, resp *wire.Response) {
 
 const (
 	// recordHeaders are as many as most records have.
-	recordHeaders = 8
+	recordHeaders = 9
 	// smallAnswerBytes is what a socket takes at once from a reader who keeps up: of so little the deadline that the
 	// request began with is bound enough.
 	smallAnswerBytes = 16 << 10
@@ -422,6 +422,7 @@ func (s *Server) answerGet(w http.ResponseWriter, r *http.Request, resp *wire.Re
 		set("Content-Type", "application/octet-stream")
 	}
 	set("X-Content-Type-Options", "nosniff")
+	set("Cache-Control", "no-cache") // kept it may be, but not shown again without asking: reads are linearizable
 	for part := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
 		if v, ok := parseETag(strings.TrimPrefix(strings.TrimSpace(part), "W/")); ok && v == m.Version || strings.TrimSpace(part) == "*" {
 			w.WriteHeader(http.StatusNotModified)

@@ -61,3 +61,22 @@ func TestPut_SmallBodies_FitASmallBudget(t *testing.T) {
 		t.Errorf("a body beyond the budget: %d %s", r.StatusCode, body)
 	}
 }
+
+// What a cache may keep must be asked for again: reads are linearizable. A read whose outcome is unknown has changed
+// nothing.
+func TestGet_Answers_AreNotShownAgainByCachesAndChangeNothing(t *testing.T) {
+	m, s := start(t, nil)
+	if resp, body := send(t, s, "GET", "/api/v1/keys/k", ""); resp.StatusCode != 404 || resp.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("absent: %d %v %s", resp.StatusCode, resp.Header, body)
+	}
+	send(t, s, "PUT", "/api/v1/keys/k", "v")
+	if resp, body := send(t, s, "GET", "/api/v1/keys/k", ""); resp.StatusCode != 200 || resp.Header.Get("Cache-Control") != "no-cache" {
+		t.Errorf("there: %d %v %s", resp.StatusCode, resp.Header, body)
+	}
+	m.answer = &wire.Response{Status: wire.StatusInternal}
+	for method, want := range map[string]string{"GET": `"applied":"no"`, "PUT": `"applied":"unknown"`} {
+		if resp, body := send(t, s, method, "/api/v1/keys/k", ""); resp.StatusCode != 504 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d %s", method, resp.StatusCode, body)
+		}
+	}
+}

@@ -97,7 +97,10 @@ func problemOf(write bool, r *wire.Response) problem {
 		Retryable: r.Status.Retryable(),
 	}
 	if write || p.Status >= http.StatusInternalServerError {
-		p.Applied = r.Status.Applied()
+		p.Applied = "no" // of a read, whatever became of it
+		if write {
+			p.Applied = r.Status.Applied()
+		}
 	}
 	if r.Status == wire.StatusConditionFailed {
 		if failed, err := wire.DecodeFailed(r.Payload); err == nil {
