@@ -84,7 +84,12 @@ func (d *Door) Close() {
 
 // do executes req within the request's deadline.
 func (d *Door) do(ctx context.Context, req *wire.Request) wire.Response {
-	until := newDeadline(ctx, d.o.RequestTimeout)
+	return d.doWithin(ctx, req, d.o.RequestTimeout)
+}
+
+// doWithin executes req within most.
+func (d *Door) doWithin(ctx context.Context, req *wire.Request, most time.Duration) wire.Response {
+	until := newDeadline(ctx, most)
 	defer until.release()
 	return d.o.Service.Do(until, d.o.Principal, req)
 }

@@ -729,3 +729,40 @@ func TestGRPC_RestoreThatSendsNothing_IsCutOff(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// callTimes notes how long requests have.
+type callTimes struct {
+	*memory
+	left time.Duration
+}
+
+func (m *callTimes) Do(ctx context.Context, p any, r *wire.Request) wire.Response {
+	at, _ := ctx.Deadline()
+	m.left = time.Until(at)
+	return m.memory.Do(ctx, p, r)
+}
+
+func TestGRPC_Deadline_IsTheCallersOrTheServers(t *testing.T) {
+	m := &callTimes{}
+	d := startGRPC(t, func(o *Options) {
+		m.memory = o.Service.(*memory)
+		o.Service = m
+	})
+	get := func(ctx context.Context) time.Duration {
+		t.Helper()
+		if _, err := d.c.Get(ctx, &kvstorev1.GetRequest{Key: "k"}); status.Code(err) != codes.NotFound {
+			t.Fatal(err)
+		}
+		return m.left
+	}
+	if left := get(t.Context()); left > wire.TimeoutDefault || left < wire.TimeoutDefault/2 {
+		t.Errorf("without a deadline a call has %v", left)
+	}
+	for asked, most := range map[time.Duration]time.Duration{time.Minute: time.Minute, time.Hour: wire.TimeoutMax} {
+		ctx, cancel := context.WithTimeout(t.Context(), asked)
+		if left := get(ctx); left > most || left < most/2 {
+			t.Errorf("with a deadline of %v a call has %v", asked, left)
+		}
+		cancel()
+	}
+}

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"time"
 
 	"kvstore/api/kvstorev1"
 	"kvstore/wire"
@@ -17,7 +18,11 @@ func (g *GRPC) do(ctx context.Context, req *wire.Request, ref *wire.Refusal, wri
 	if !g.bodies.TryAcquire(size) {
 		return nil, grpcRefuse(write, &wire.Refusal{Status: wire.StatusBusy, Text: textBusyBodies})
 	}
-	resp := g.Door.do(ctx, req)
+	most := g.o.RequestTimeout
+	if at, ok := ctx.Deadline(); ok { // the caller's word counts, as in the binary protocol
+		most = min(time.Until(at), wire.TimeoutMax)
+	}
+	resp := g.doWithin(ctx, req, most)
 	g.bodies.Release(size)
 	done := resp.Status == wire.StatusOK || resp.Status == wire.StatusNotFound && req.Op == wire.OpDelete
 	if !done {
