@@ -16,8 +16,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &recorder{ResponseWriter: w, id: requestID(r.Header[requestIDHeader]), accepted: accept(r.Header.Values("Accept-Encoding"))}
 	rec.Header().Set(requestIDHeader, rec.id)
 	if r.ContentLength != 0 {
+		// In a copy: what net/http does with a body that is left unread depends on the type of the one that it has made. It
+		// would wait for 256 KiB of a body of ours, before the refusal of one that is too large went out.
+		counted := *r
 		rec.in.ReadCloser = r.Body
-		r.Body = &rec.in
+		counted.Body = &rec.in
+		r = &counted
 	}
 	s.limitTime(rec, r, start)
 	at := placeOf(r)
