@@ -1,9 +1,6 @@
 package gateway
 
 import (
-	"encoding/binary"
-	"time"
-
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -103,24 +100,4 @@ func grpcFail(write bool, r *wire.Response, keys func(operation uint32) string) 
 func grpcRefuse(write bool, ref *wire.Refusal) error {
 	r := wire.ErrorResponse(ref, nil)
 	return grpcFail(write, &r, nil)
-}
-
-// retryAfter gives the pause that an answer suggests, or 0.
-func retryAfter(r *wire.Response) time.Duration {
-	for ext := r.Ext; len(ext) > 0; {
-		t, v, rest, err := wire.NextExt(ext)
-		if err != nil {
-			break
-		}
-		if ext = rest; t == wire.ExtRetryAfter && len(v) == 4 {
-			return time.Duration(binary.LittleEndian.Uint32(v)) * time.Millisecond
-		}
-	}
-	switch r.Status {
-	case wire.StatusLimited:
-		return limitedRetrySeconds * time.Second
-	case wire.StatusQuota, wire.StatusTooMany:
-		return quotaRetrySeconds * time.Second
-	}
-	return 0
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"time"
 
 	"kvstore/wire"
 )
@@ -121,25 +122,31 @@ const (
 	quotaRetrySeconds   = 30
 )
 
-// sendProblem answers with p, which describes r.
-func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
+// retryAfter gives the pause that an answer suggests, or 0.
+func retryAfter(r *wire.Response) time.Duration {
 	for ext := r.Ext; len(ext) > 0; {
 		t, v, rest, err := wire.NextExt(ext)
 		if err != nil {
 			break
 		}
-		ext = rest
-		if t == wire.ExtRetryAfter && len(v) == 4 {
-			// Whole seconds is all that the header can say: round up.
-			w.Header().Set("Retry-After", strconv.FormatUint((uint64(binary.LittleEndian.Uint32(v))+999)/1000, 10))
+		if ext = rest; t == wire.ExtRetryAfter && len(v) == 4 {
+			return time.Duration(binary.LittleEndian.Uint32(v)) * time.Millisecond
 		}
 	}
-	if p.Status == http.StatusTooManyRequests && w.Header().Get("Retry-After") == "" {
-		pause := limitedRetrySeconds
-		if r.Status != wire.StatusLimited {
-			pause = quotaRetrySeconds
-		}
-		w.Header().Set("Retry-After", strconv.Itoa(pause))
+	switch r.Status {
+	case wire.StatusLimited:
+		return limitedRetrySeconds * time.Second
+	case wire.StatusQuota, wire.StatusTooMany:
+		return quotaRetrySeconds * time.Second
+	}
+	return 0
+}
+
+// sendProblem answers with p, which describes r.
+func sendProblem(w http.ResponseWriter, r *wire.Response, p *problem) {
+	if pause := retryAfter(r); pause != 0 {
+		// Whole seconds is all that the header can say: round up.
+		w.Header().Set("Retry-After", strconv.FormatInt(int64((pause+time.Second-1)/time.Second), 10))
 	}
 	writeProblem(w, r.Status.Class(), p)
 }
