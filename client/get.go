@@ -18,7 +18,10 @@ type GetOption struct {
 // AtLeast makes the read reflect at least revision rev, such as a version that another client told.
 func AtLeast(rev Version) GetOption { return GetOption{ext: wire.ExtMinRevision, rev: rev} }
 
-// AtRevision reads the past at rev, while it is kept; then the read fails with ErrCompacted.
+// AtRevision reads the past at rev, while it is kept; then the read fails with ErrCompacted. One entry of the log holds
+// the writes of many callers at once, and of the states within it only the last is kept: at the version that a write
+// told, a record with that version or an older one can be read, and ErrCompacted may be the answer for all else. The
+// revision that a listing or a batch of reads told is always the last of its entry.
 func AtRevision(rev Version) GetOption { return GetOption{ext: wire.ExtAtRevision, rev: rev} }
 
 // AnyNode lets any node answer, and the answer is as good as the leader's (linearizable): a node that does not lead

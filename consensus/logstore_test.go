@@ -330,6 +330,27 @@ func TestRecovery_DamageBeforeAcknowledgedBatches_RefusedAndNamed(t *testing.T) 
 	}
 }
 
+func TestRecovery_TornBeforeTheFirstEntryOfTheLog_RefusedAndNamed(t *testing.T) {
+	// What was torn off reaches to entries that were cut off the front before: raft-wal opens such a log, says that it
+	// goes from 7 to 3, and has neither.
+	dir := t.TempDir()
+	s := mustOpenLog(t, dir, func(o *logStoreOptions) { o.segmentBytes = 256 << 10 })
+	appendEntries(t, s, 3, 700)
+	at := usedBytes(t, tailFile(t, dir))
+	at = (at + 7) &^ 7
+	appendEntries(t, s, 7, 700)
+	if err := s.wal.DeleteRange(1, 6); err != nil {
+		t.Fatal(err)
+	}
+	s.mustClose(t)
+	path := tailFile(t, dir)
+	edit(t, path, func(b []byte) { clear(b[at:]) })
+	_, err := openTestLog(t, dir)
+	if !errors.Is(err, errLogDamaged) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "begins at 7") {
+		t.Errorf("open = %v", err)
+	}
+}
+
 func TestRecovery_FileCutShort_Refused(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpenLog(t, dir)

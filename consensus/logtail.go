@@ -96,6 +96,12 @@ func recoverTail(dir string, meta types.MetaStore, codec *entryCodec, log *slog.
 		report.batches++
 	}
 
+	// What was cut off the front was in a checkpoint, and at least one entry behind it stayed.
+	if last < tail.MinIndex && tail.MinIndex > tail.BaseIndex {
+		return report, fmt.Errorf("%w: %s holds entries up to %d, but the log begins at %d: entries behind %d are missing",
+			errLogDamaged, path, last, tail.MinIndex, last)
+	}
+
 	info, err := f.Stat()
 	if err != nil {
 		return report, err

@@ -129,6 +129,9 @@ func (d *dataRun) putAll(key string, names ...string) {
 	}
 }
 
+// entrySharedTries is how often a case is tried anew that reads the past within an entry which others had a part in.
+const entrySharedTries = 20
+
 func TestDataModel_EachOperation_AtTheLeaderAndAtAFollowerByEachDoor(t *testing.T) {
 	t.Parallel()
 	cl := testcluster.StartCluster(t, testcluster.ClusterOptions{})
@@ -158,6 +161,10 @@ func TestDataModel_EachOperation_AtTheLeaderAndAtAFollowerByEachDoor(t *testing.
 					t.Run(dc.op+"/"+dc.name, func(t *testing.T) {
 						d := &dataRun{t: t, ctx: ctx, c: c, addr: door.addr, read: at.read, name: name}
 						err := dc.do(d, fmt.Sprintf("%s/%03d/", name, i))
+						// The other doors write into the same entries, and of an entry only its last revision is kept.
+						for try := 1; try <= entrySharedTries && dc.want == nil && errors.Is(err, client.ErrCompacted); try++ {
+							err = dc.do(d, fmt.Sprintf("%s/%03d/%d/", name, i, try))
+						}
 						if dc.want == nil && err != nil || !errors.Is(err, dc.want) {
 							t.Errorf("error %v, want %v", err, dc.want)
 						}
