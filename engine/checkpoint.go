@@ -262,13 +262,6 @@ func (s *store) wantCheckpoint() {
 	}
 }
 
-// addBytesWritten counts what a commit stored and asks for a checkpoint when much has gathered.
-func (s *store) addBytesWritten(n int64) {
-	if s.bytesWritten.Add(n)-s.checkpointedBytes.Load() >= s.o.CheckpointBytes {
-		s.wantCheckpoint()
-	}
-}
-
 // checkpointer makes checkpoints until close. See openStore for its owner and end.
 func (s *store) checkpointer() {
 	defer close(s.done)
@@ -296,14 +289,17 @@ func (s *store) checkpointer() {
 // checkpoint makes the newest published point durable, unless it is, and moves the fence.
 //
 // The order is the proof (DESIGN.md has it case by case):
-//  1. Take the point. All its writes are in memtables, or in tables that Badger made durable itself.
-//  2. List the memtable logs. One that is created after the listing holds only later entries. One that is
+//  1. Seal the layer that is being filled; the point is its end.
+//  2. Move the fence to where the history begins, as seen from that point, and then the layer into Badger: what the fence
+//     has passed needn't go there. Now all of the point's writes are in memtables, or in tables that Badger made durable itself.
+//  3. List the memtable logs. One that is created after the listing holds nothing of it. One that is
 //     gone was flushed: Badger removes a log only when its table and its MANIFEST entry are synced.
-//  3. fdatasync each listed log that may have changed.
-//  4. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
-//  5. Have the sink make its effects durable, up to the point: a replay brings only those above CHECKPOINT again.
-//  6. Read what is new in MANIFEST, and fsync it: the mark for the next open (checkManifest).
-//  7. Replace CHECKPOINT.
+//  4. fdatasync each listed log that may have changed.
+//  5. fsync the directory: names of new logs, and of new tables, which Badger's flush doesn't sync.
+//  6. Have the sink make its effects durable, up to the point: a replay brings only those above CHECKPOINT again.
+//  7. Read what is new in MANIFEST, and fsync it: the mark for the next open (checkManifest).
+//  8. Replace CHECKPOINT.
+//  9. Tell Badger the fence: what it drops from now on, the log needn't bring back.
 //
 // A store that was replaced has nothing to say any more.
 //
@@ -315,19 +311,32 @@ func (s *store) checkpoint() error {
 		return nil
 	}
 	start := time.Now()
-	p := s.newest.Load()
 	s.mu.Lock()
 	witness := s.witnessNext
 	s.mu.Unlock()
 	last := s.last.Load()
-	if p.index == last.Index && (witness == nil || witness.WitnessIndex <= last.WitnessIndex) {
+	p, sealed := s.seal()
+	cp := *last
+	if witness != nil && witness.WitnessIndex > last.WitnessIndex {
+		cp.WitnessIndex, cp.WitnessTerm = witness.WitnessIndex, witness.WitnessTerm
+		cp.WitnessConfiguration, cp.WitnessConfigurationIndex = witness.WitnessConfiguration, witness.WitnessConfigurationIndex
+	} else if !sealed {
 		s.advanceFence()
 		return nil
 	}
 	if err := failpoint.Err(failpoint.CheckpointBefore); err != nil {
 		return err
 	}
-	if p.index > last.Index {
+	if sealed {
+		s.broadcast() // another layer takes what is stored now
+		cp.Installed = false
+		cp.Index, cp.Term, cp.TS, cp.Time = p.index, p.term, p.ts, p.time
+		cp.Configuration, cp.ConfigurationIndex, cp.Marker = p.configuration, p.configurationIndex, p.marker
+		cp.Fence = s.history.advance(p)
+		s.moveFence(cp.Fence)
+		if err := s.drain(p); err != nil {
+			return fmt.Errorf("cannot bring entries up to %d to Badger: %w", p.index, err)
+		}
 		if err := s.syncMemtables(); err != nil {
 			return fmt.Errorf("cannot make entry %d durable: %w", p.index, err)
 		}
@@ -337,20 +346,10 @@ func (s *store) checkpoint() error {
 			}
 		}
 	}
-	mark, err := s.manifest.next(filepath.Join(s.genDir, badger.ManifestFilename), s.o.hooks.syncFile)
-	if err != nil {
-		return fmt.Errorf("cannot mark what the checkpoint of entry %d relies on: %w", p.index, err)
+	var err error
+	if cp.Manifest, err = s.manifest.next(filepath.Join(s.genDir, badger.ManifestFilename), s.o.hooks.syncFile); err != nil {
+		return fmt.Errorf("cannot mark what the checkpoint of entry %d relies on: %w", cp.Index, err)
 	}
-	cp := *last
-	cp.Manifest = mark
-	if witness != nil && witness.WitnessIndex > last.WitnessIndex {
-		cp.WitnessIndex, cp.WitnessTerm = witness.WitnessIndex, witness.WitnessTerm
-		cp.WitnessConfiguration, cp.WitnessConfigurationIndex = witness.WitnessConfiguration, witness.WitnessConfigurationIndex
-	}
-	cp.Installed = last.Installed && p.index == last.Index
-	cp.Index, cp.Term, cp.TS, cp.Time = p.index, p.term, p.ts, p.time
-	cp.Configuration, cp.ConfigurationIndex, cp.Marker = p.configuration, p.configurationIndex, p.marker
-	cp.Fence = s.history.advance(p)
 	if s.o.hooks.beforeCheckpointRename != nil {
 		s.o.hooks.beforeCheckpointRename(cp)
 	}
@@ -361,7 +360,9 @@ func (s *store) checkpoint() error {
 		return err
 	}
 	s.last.Store(&cp)
-	s.checkpointedBytes.Store(p.bytes)
+	if sealed {
+		s.checkpointedBytes.Store(p.bytes)
+	}
 	s.metrics.checkpoints.Add(1)
 	s.metrics.checkpoint.Observe(time.Since(start))
 	s.advanceFence()

@@ -23,7 +23,7 @@ func benchmarkKey(rng *rand.Rand) string { return fmt.Sprintf("user%016d", rng.I
 // BenchmarkApply_Put applies entries of n puts of 128 bytes under random keys out of 100,000, each of a
 // session, with the default options. ns/op is per put.
 func BenchmarkApply_Put(b *testing.B) {
-	for _, n := range []int{1, 10, 100, 1000} {
+	for _, n := range []int{1, 10, 40, 100, 1000} {
 		b.Run(fmt.Sprintf("ops=%d", n), func(b *testing.B) {
 			d := benchmarkEngine(b, 0)
 			g, _ := wire.DecodeSessionGrant(d.one(sessionOpenOp()).Payload)

@@ -98,8 +98,11 @@ type snapshotPin struct {
 	used time.Time
 }
 
-// pinSnapshot pins the newest checkpoint. ErrPinsExhausted: snapshotsMax are open.
+// pinSnapshot pins the newest checkpoint, after the one that is under way: that may have moved the fence beyond the
+// one before. ErrPinsExhausted: snapshotsMax are open.
 func (s *store) pinSnapshot() (p *snapshotPin, cp *Checkpoint, err error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.snapshots) >= snapshotsMax {
@@ -108,7 +111,7 @@ func (s *store) pinSnapshot() (p *snapshotPin, cp *Checkpoint, err error) {
 			return nil, nil, fmt.Errorf("cannot open a snapshot: %w (%d snapshots)", ErrPinsExhausted, len(s.snapshots))
 		}
 	}
-	// Under mu, the fence is at most the Fence of the newest checkpoint: it can't have passed this one.
+	// Between two checkpoints the fence is at most the Fence of the newest: it can't have passed this one.
 	cp = s.last.Load()
 	p = &snapshotPin{ts: cp.TS, used: s.o.hooks.now()}
 	s.snapshots[p] = struct{}{}
@@ -136,27 +139,31 @@ func (s *store) snapshotsOpen() int {
 	return len(s.snapshots)
 }
 
-// advanceFence moves the fence to min(Fence of the last checkpoint, pins) and then lets Badger drop what
-// is below. In this order a reader that could have missed a version finds the fence above its point.
+// moveFence moves the fence to min(to, pins). A reader that could have missed a version finds it above its point: it
+// stands there before the version is left out or dropped.
 //
 // REQUIRES: caller is the checkpointer.
-func (s *store) advanceFence() {
+func (s *store) moveFence(to uint64) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dropStalePinsLocked()
-	target := s.last.Load().Fence
 	for p := range s.pins {
-		target = min(target, p.ts)
+		to = min(to, p.ts)
 	}
 	for p := range s.snapshots {
-		target = min(target, p.ts)
+		to = min(to, p.ts)
 	}
-	moved := target > s.fence.Load()
-	if moved {
-		s.fence.Store(target)
-	}
-	s.mu.Unlock()
-	if moved {
-		s.db.SetDiscardTs(target)
+	s.fence.Store(max(to, s.fence.Load()))
+}
+
+// advanceFence moves the fence as far as the last checkpoint and the pins allow, and then lets Badger drop what is below.
+//
+// REQUIRES: caller is the checkpointer, which holds writing and has no checkpoint under way.
+func (s *store) advanceFence() {
+	s.moveFence(s.last.Load().Fence)
+	if fence := s.fence.Load(); fence > s.discarded {
+		s.discarded = fence
+		s.db.SetDiscardTs(fence)
 	}
 }
 

@@ -95,6 +95,7 @@ func (s *store) open() error {
 	if s.db, err = s.openBadger(); err != nil {
 		return err
 	}
+	s.tail.Store(&tail{active: newLayer(), flushed: cp.TS})
 	var p point
 	if found {
 		p, err = s.checkMarker(&cp)
@@ -115,6 +116,7 @@ func (s *store) openReceived(cp Checkpoint) (err error) {
 	if s.db, err = badger.OpenManaged(s.badgerOptions()); err != nil {
 		return fmt.Errorf("cannot open Badger in %q: %w", s.genDir, err)
 	}
+	s.tail.Store(&tail{active: newLayer(), flushed: cp.TS})
 	p, err := s.checkMarker(&cp)
 	if err != nil {
 		return errors.Join(err, s.db.Close())

@@ -18,7 +18,10 @@ type storeMetrics struct {
 	commit         hist.Histogram // Whole commits of entries.
 	checkpoint     hist.Histogram // Whole checkpoints, without the empty ones.
 	fdatasync      hist.Histogram // Single memtable logs.
-	txns           atomic.Uint64
+	drain          hist.Histogram // Layers that were moved into Badger.
+	stalls         hist.Histogram // Waits of the applier for room in the tail.
+	drained        atomic.Uint64  // Versions that went to Badger.
+	collapsed      atomic.Uint64  // Versions that didn't, because newer ones had taken their place.
 	checkpoints    atomic.Uint64
 	fenceRetries   atomic.Uint64
 	pinsDropped    atomic.Uint64
@@ -56,12 +59,15 @@ type StoreStats struct {
 	AppliedTS, FenceTS         uint64
 	CheckpointLagBytes         int64
 	CheckpointLagTime          time.Duration
-	// BytesWritten counts keys and values handed to Badger; Transactions its transactions, which are more
-	// than the entries when large ones were split.
+	// BytesWritten counts keys and values that entries have stored.
 	BytesWritten int64
-	Transactions uint64
-	// Commits, Checkpoints and Fdatasyncs are durations.
-	Commits, Checkpoints, Fdatasyncs *hist.Snapshot
+	// TailBytes is what stands in memory and not in Badger yet. Drained counts versions of keys that went there,
+	// Collapsed those that did not have to, because newer ones had taken their place.
+	TailBytes          int64
+	Drained, Collapsed uint64
+	// Commits, Checkpoints and Fdatasyncs are durations; so are Drains, of a part of the tail into Badger, and Stalls, of
+	// Apply's waits because the tail was full.
+	Commits, Checkpoints, Fdatasyncs, Drains, Stalls *hist.Snapshot
 	// FenceRetries counts reads that were repeated because the fence had passed them, PinsDropped pins that
 	// lost their hold by age or bytes, Pins those that are held now.
 	FenceRetries, PinsDropped uint64
@@ -96,7 +102,11 @@ func (s *store) stats() (StoreStats, error) {
 		CheckpointLagBytes: p.bytes - s.checkpointedBytes.Load(),
 		CheckpointLagTime:  time.Duration(p.time-cp.Time) * time.Microsecond,
 		BytesWritten:       s.bytesWritten.Load(),
-		Transactions:       s.metrics.txns.Load(),
+		TailBytes:          s.tail.Load().bytes(),
+		Drained:            s.metrics.drained.Load(),
+		Collapsed:          s.metrics.collapsed.Load(),
+		Drains:             s.metrics.drain.Snapshot(),
+		Stalls:             s.metrics.stalls.Snapshot(),
 		Commits:            s.metrics.commit.Snapshot(),
 		Checkpoints:        s.metrics.checkpoint.Snapshot(),
 		Fdatasyncs:         s.metrics.fdatasync.Snapshot(),

@@ -19,6 +19,8 @@ const (
 	memtableBytesMin     = 1 << 20
 	memtableBytesMax     = 1 << 30 // Badger maps twice this per log and counts offsets in 32 bits.
 
+	checkpointBytesBoundMax = 1 << 30 // Options.CheckpointBytes: three times as much may stand in memory.
+
 	numMemtablesDefault = 3
 
 	chunkBytesDefault          = 256 << 10
@@ -56,17 +58,19 @@ type Options struct {
 	NumCompactors int
 
 	// CheckpointInterval is the longest time between two durable checkpoints while entries arrive. Default
-	// 500 ms. Longer: more log to replay at start; shorter: more fdatasyncs beside the log's own.
+	// 30 s, which matters where little is written: else CheckpointBytes comes first. Longer: more log to replay at start;
+	// shorter: more fdatasyncs beside the log's own, and more versions that Badger needn't have seen.
 	CheckpointInterval time.Duration
-	// CheckpointBytes is how many bytes may be stored before a checkpoint is due ahead of its interval.
-	// Default 64 MiB.
+	// CheckpointBytes is what may gather in memory before a checkpoint brings it to Badger, ahead of its interval. Up to three
+	// times this stands there: what a checkpoint is bringing, and twice as much that Apply stores meanwhile; then Apply waits.
+	// Default 64 MiB, 1 GiB at most.
 	CheckpointBytes int64
 
 	// HistoryWindow is how far back, in log time, past revisions stay readable. Default 60 s; negative:
 	// nothing is kept for the past beyond the checkpoint and the pins.
 	HistoryWindow time.Duration
 	// HistoryBytes bounds the window: when more than this has been stored since, the past is given up
-	// early. Default 1 GiB; negative: no bound.
+	// early. Default 8 MiB: what the past holds must go to Badger version by version. Negative: no bound.
 	HistoryBytes int64
 	// PinAgeMax is how long one pin can hold a past revision. Default 10 min. An older pin loses its hold:
 	// its reader gets ErrCompacted.
@@ -154,7 +158,7 @@ func (o Options) withDefaults() Options {
 	o.Logger = o.Logger.With("package", "engine", "group", o.Group)
 	setDefault(&o.MemtableBytes, memtableBytesDefault)
 	setDefault(&o.CheckpointBytes, 64<<20)
-	setDefault(&o.HistoryBytes, 1<<30)
+	setDefault(&o.HistoryBytes, 8<<20)
 	setDefault(&o.PinBytesMax, 8<<30)
 	setDefault(&o.CacheBytes, 64<<20)
 	if o.NumMemtables == 0 {
@@ -167,7 +171,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.CheckpointInterval == 0 {
-		o.CheckpointInterval = 500 * time.Millisecond
+		o.CheckpointInterval = 30 * time.Second
 	}
 	if o.HistoryWindow == 0 {
 		o.HistoryWindow = time.Minute
@@ -230,7 +234,7 @@ func (o *Options) validate() error {
 	check(o.NumMemtables >= 1 && o.NumMemtables <= 64, "NumMemtables is %d, must be 1 to 64", o.NumMemtables)
 	check(o.NumCompactors >= 3 && o.NumCompactors <= 64, "NumCompactors is %d, must be 3 to 64", o.NumCompactors)
 	check(o.CheckpointInterval >= time.Millisecond, "CheckpointInterval is %v, must be at least 1ms", o.CheckpointInterval)
-	check(o.CheckpointBytes > 0, "CheckpointBytes is %d, must be positive", o.CheckpointBytes)
+	check(o.CheckpointBytes > 0 && o.CheckpointBytes <= checkpointBytesBoundMax, "CheckpointBytes is %d, must be 1 to %d", o.CheckpointBytes, int64(checkpointBytesBoundMax))
 	check(o.PinAgeMax > 0, "PinAgeMax is %v, must be positive", o.PinAgeMax)
 	check(o.PinBytesMax > 0, "PinBytesMax is %d, must be positive", o.PinBytesMax)
 	check(o.PinsMax > 0, "PinsMax is %d, must be positive", o.PinsMax)

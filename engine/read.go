@@ -24,10 +24,11 @@ const fenceRetriesMax = 2
 // reader is what a function under store.read reads with: one published state. It is valid until that
 // function returns, for one goroutine.
 type reader struct {
-	s   *store
-	txn *badger.Txn
-	at  point
-	buf []byte
+	s    *store
+	txn  *badger.Txn // at the newest that Badger may be asked for, at most at
+	tail *tail
+	at   point
+	buf  []byte
 }
 
 // readerPool holds readers; get and put are both in store.readAt.
@@ -119,11 +120,12 @@ func (s *store) pointAt(at uint64) (point, error) {
 func (s *store) readAt(p point, fn func(r *reader) error) (err error) {
 	defer caught(&err)
 	r := readerPool.Get().(*reader)
-	r.s, r.at = s, p
-	r.txn = s.db.NewTransactionAt(p.ts, false)
+	// Loaded after p was published, so everything up to p is in the layers, or in Badger up to flushed.
+	r.s, r.at, r.tail = s, p, s.tail.Load()
+	r.txn = s.db.NewTransactionAt(min(p.ts, r.tail.flushed), false)
 	defer func() {
 		r.txn.Discard()
-		r.s, r.txn = nil, nil
+		r.s, r.txn, r.tail = nil, nil, nil
 		if cap(r.buf) > readerBufBytesMax {
 			r.buf = nil
 		}
@@ -145,9 +147,21 @@ const readerBufBytesMax = 512 << 10
 // view that is valid until it returns; its error is returned as it is.
 func (s *store) getAt(ts uint64, key []byte, fn func(value []byte) error) (found bool, err error) {
 	defer caught(&err)
-	txn := s.db.NewTransactionAt(ts, false)
+	t := s.tail.Load()
+	if value, known := t.get(key, ts); known {
+		return held(value, fn)
+	}
+	txn := s.db.NewTransactionAt(min(ts, t.flushed), false)
 	defer txn.Discard()
 	return getIn(txn, key, fn)
+}
+
+// held answers with what a layer holds.
+func held(value []byte, fn func(value []byte) error) (found bool, err error) {
+	if value == nil {
+		return false, nil
+	}
+	return true, fn(value)
 }
 
 // getIn reads key in txn.
@@ -170,6 +184,9 @@ func (r *reader) point() point { return r.at }
 // tells damage as absence or as an empty value: the caller's record format must tell the latter, and
 // nothing here can tell the former.
 func (r *reader) get(key []byte, fn func(value []byte) error) (found bool, err error) {
+	if value, known := r.tail.get(key, r.at.ts); known {
+		return held(value, fn)
+	}
 	return getIn(r.txn, key, fn)
 }
 
@@ -198,99 +215,6 @@ func (r *reader) iterate(lower, upper []byte, reverse, keysOnly bool, fn func(ke
 	}
 	return nil
 }
-
-// walk is a way through the keys of [lower, upper), in key order or in reverse, that can leave keys out. It belongs
-// to who has the reader, and ends before that does.
-type walk struct {
-	it           *badger.Iterator
-	lower, upper []byte
-	reverse      bool
-	onKey        bool // of the range; else the walk has ended
-}
-
-// walk begins a walk at its first key; an empty lower or upper is no bound. It keeps both slices.
-func (r *reader) walk(lower, upper []byte, reverse bool) *walk {
-	o := badger.DefaultIteratorOptions
-	// Prefetching starts a goroutine per item: 4 to 6 times slower here, where all values are in the tables.
-	o.PrefetchValues = false
-	o.Reverse = reverse
-	if len(upper) > 0 {
-		// Every key in the range shares this prefix; Badger skips tables that have none of it.
-		o.Prefix = commonPrefix(lower, upper)
-	}
-	w := &walk{it: r.txn.NewIterator(o), lower: lower, upper: upper, reverse: reverse}
-	if reverse {
-		w.seek(upper)
-	} else {
-		w.seek(lower)
-	}
-	return w
-}
-
-// seek goes to the first key at or above bound, in reverse to the first below it, or to the last if there is none.
-func (w *walk) seek(bound []byte) {
-	w.it.Seek(bound)
-	if w.reverse && len(bound) > 0 && w.it.Valid() && string(w.it.Item().Key()) >= string(bound) {
-		w.it.Next() // Seek stops at bound itself
-	}
-	w.settle()
-}
-
-// settle looks whether the iterator stands in the range.
-func (w *walk) settle() {
-	switch {
-	case !w.it.Valid():
-		w.onKey = false
-	case w.reverse:
-		w.onKey = string(w.it.Item().Key()) >= string(w.lower)
-	default:
-		w.onKey = len(w.upper) == 0 || string(w.it.Item().Key()) < string(w.upper)
-	}
-}
-
-// valid reports whether the walk is at a key.
-func (w *walk) valid() bool { return w.onKey }
-
-// key gives the key, good until the walk goes on. REQUIRES: valid.
-func (w *walk) key() []byte { return w.it.Item().Key() }
-
-// value calls fn with the value, a view that is good until fn returns; fn may read other keys. Its error is returned
-// as it is. REQUIRES: valid.
-func (w *walk) value(fn func(value []byte) error) error {
-	item := w.it.Item()
-	var mine error
-	err := item.Value(func(b []byte) error {
-		mine = fn(b)
-		return mine
-	})
-	if err != nil && mine == nil {
-		return fmt.Errorf("cannot read value of key %q: %w", item.Key(), err)
-	}
-	return err
-}
-
-// next goes on to the next key. REQUIRES: valid.
-func (w *walk) next() {
-	w.it.Next()
-	w.settle()
-}
-
-// skipNextsMax is how many keys skip passes one by one before it seeks, which costs as much as about three of them.
-const skipNextsMax = 2
-
-// skip goes on at the first key at or above bound, in reverse at the first below it. REQUIRES: valid; bound isn't
-// behind the walk.
-func (w *walk) skip(bound []byte) {
-	for range skipNextsMax {
-		if w.next(); !w.onKey || (string(w.key()) < string(bound)) == w.reverse {
-			return
-		}
-	}
-	w.seek(bound)
-}
-
-// close ends the walk.
-func (w *walk) close() { w.it.Close() }
 
 // commonPrefix returns the longest common prefix of a and b, a view of a.
 func commonPrefix(a, b []byte) []byte {

@@ -54,7 +54,7 @@ func anyOptions(t testing.TB, rng *rand.Rand, dir string) Options {
 	o.NumMemtables = int(pick(1, 2, 3))
 	o.NumCompactors = int(pick(3, 4))
 	o.CheckpointInterval = time.Duration(pick(int64(time.Millisecond), int64(20*time.Millisecond), int64(time.Hour)))
-	o.CheckpointBytes = pick(1, 64<<10, 1<<40)
+	o.CheckpointBytes = pick(1, 64<<10, 1<<30)
 	o.HistoryWindow = time.Duration(pick(-1, int64(time.Millisecond), int64(time.Minute)))
 	o.HistoryBytes = pick(-1, 1, 64<<10, 1<<30)
 	o.PinBytesMax = pick(1<<20, 8<<30)

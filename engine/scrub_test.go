@@ -76,6 +76,9 @@ func TestScrub_BesideWrites_DigestMatches(t *testing.T) {
 func lose(t testing.TB, e *Engine, key, stored []byte) {
 	t.Helper()
 	s := e.live.Load().store
+	if err := s.checkpointNow(t.Context()); err != nil { // so that Badger has what is to be lost
+		t.Fatal(err)
+	}
 	txn := s.db.NewTransactionAt(s.current().ts, true)
 	defer txn.Discard()
 	var err error

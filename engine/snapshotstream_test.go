@@ -224,6 +224,7 @@ func TestGenerationWriter_ManySmallAndLargeItems_TablesEndByOurCountAlone(t *tes
 		t.Fatal(err)
 	}
 	s.newest.Store(&published{point: point{index: 9, ts: 9}})
+	s.tail.Store(&tail{active: newLayer(), flushed: 9})
 	n := 0
 	if err := s.read(0, func(r *reader) error {
 		n = 0

@@ -36,7 +36,7 @@ type published struct {
 
 // store keeps the versioned keys of one group in Badger and makes them durable by checkpoints.
 //
-// Invariant: Badger's discard ts <= fence <= durable TS <= current().ts <= committedTS.
+// Invariants: Badger's discard ts <= fence, and <= durable TS <= tail.flushed; fence <= current().ts <= committedTS.
 type store struct {
 	// Immutable after openStore.
 	o           Options
@@ -58,12 +58,15 @@ type store struct {
 
 	// Written by the applier, read by anyone.
 	newest       atomic.Pointer[published]
-	bytesWritten atomic.Int64 // Keys and values stored since openStore.
+	tail         atomic.Pointer[tail] // By the applier's entries, and by the checkpointer.
+	sealing      atomic.Bool          // The checkpointer found an entry that was not published yet.
+	bytesWritten atomic.Int64         // Keys and values stored since openStore.
 
 	// Written by the checkpointer, read by anyone.
-	fence             atomic.Uint64 // Reads below it are not to be believed. Published before Badger learns of it.
-	last              atomic.Pointer[Checkpoint]
-	checkpointedBytes atomic.Int64 // bytesWritten of the last checkpoint's point.
+	fence atomic.Uint64 // Reads below it are not to be believed. Published before Badger learns of it.
+	last  atomic.Pointer[Checkpoint]
+	// checkpointedBytes is bytesWritten of the last checkpoint's point.
+	checkpointedBytes atomic.Int64
 
 	// Written and read by anyone; handed on to the store that replaces this one.
 	metrics *storeMetrics
@@ -72,6 +75,7 @@ type store struct {
 	sealedMems map[string]struct{} // Memtable logs that were synced after their last write.
 	manifest   manifestMarker
 	history    history
+	discarded  uint64 // Badger's discard ts.
 
 	gate gate          // Readers in flight.
 	kick chan struct{} // Capacity 1: a checkpoint is wanted now.
@@ -93,7 +97,7 @@ type store struct {
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	advanced chan struct{} // Closed and replaced at each new checkpoint and at failure.
+	advanced chan struct{} // Closed and replaced when a layer is sealed, at each new checkpoint, and at failure.
 	pins     map[*pin]struct{}
 	// snapshots are the pins of snapshots that are being sent.
 	snapshots map[*snapshotPin]struct{}
@@ -153,6 +157,7 @@ func (s *store) adopt(cp Checkpoint, p point) {
 	s.last.Store(&cp)
 	s.fence.Store(cp.Fence)
 	// Badger forgets its discard ts: until told, it drops nothing.
+	s.discarded = cp.Fence
 	s.db.SetDiscardTs(cp.Fence)
 	s.history.init(s.o.HistoryWindow, s.o.HistoryBytes, cp)
 }
@@ -195,6 +200,9 @@ func (s *store) publish(p point, marker []byte) {
 		configurationIndex: s.configurationIndex,
 		bytes:              s.bytesWritten.Load(),
 	})
+	if s.sealing.Swap(false) {
+		s.wantCheckpoint()
+	}
 }
 
 // current returns the newest published point.

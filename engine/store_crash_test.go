@@ -33,7 +33,7 @@ const (
 // only be less than that.
 func crashOptions(t testing.TB, dir, synced string) Options {
 	o := storeOptions(t, dir)
-	o.CheckpointInterval = 5 * time.Millisecond
+	o.CheckpointInterval, o.CheckpointBytes = 5*time.Millisecond, 256<<10
 	o.hooks.largeStore = true                      // what is damaged shall reach Badger
 	o.HistoryWindow = 20 * 1000 * time.Microsecond // 20 entries: the discard ts follows closely.
 	o.hooks.beforeSync = func(path string) {

@@ -33,7 +33,7 @@ func storeOptions(t testing.TB, dir string) Options {
 		MemtableBytes: 1 << 20,
 		// Checkpoints only on demand, unless a test wants others.
 		CheckpointInterval: time.Hour,
-		CheckpointBytes:    1 << 40,
+		CheckpointBytes:    1 << 30,
 		Fatal:              func(err error) { t.Errorf("engine failed: %v", err) },
 		hooks:              hooks{markerPoint: decodeStoreTestMarker},
 	}

@@ -136,7 +136,7 @@ func engineOptions(t testing.TB, dir string) Options {
 		Logger:             slog.New(slog.NewTextHandler(io.Discard, nil)),
 		MemtableBytes:      4 << 20,
 		CheckpointInterval: time.Hour,
-		CheckpointBytes:    1 << 40,
+		CheckpointBytes:    1 << 30,
 		CacheBytes:         1 << 20,
 		Fatal:              func(err error) { t.Errorf("engine failed: %v", err) },
 	}

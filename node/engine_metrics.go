@@ -37,8 +37,10 @@ func (s *Shard) writeEngineMetrics(w io.Writer) error {
 		{"kvstore_read_fence_retries_total", "counter", "Reads that were repeated because the fence had passed them.", float64(t.FenceRetries)},
 		{"kvstore_pins", "gauge", "Revisions held for readers.", float64(t.Pins)},
 		{"kvstore_pins_dropped_total", "counter", "Pins that lost their hold by age or bytes.", float64(t.PinsDropped)},
-		{"kvstore_badger_transactions_total", "counter", "Badger transactions.", float64(t.Transactions)},
-		{"kvstore_badger_written_bytes_total", "counter", "Bytes of keys and values handed to Badger.", float64(t.BytesWritten)},
+		{"kvstore_tail_bytes", "gauge", "Bytes of the newest part of the state, which stands in memory and not in Badger yet.", float64(t.TailBytes)},
+		{"kvstore_tail_drained_total", "counter", "Versions of keys that went from there to Badger.", float64(t.Drained)},
+		{"kvstore_tail_collapsed_total", "counter", "Versions that did not have to, because newer ones had taken their place.", float64(t.Collapsed)},
+		{"kvstore_badger_written_bytes_total", "counter", "Bytes of keys and values that entries have stored.", float64(t.BytesWritten)},
 		{"kvstore_badger_warnings_total", "counter", "Warnings that Badger logged; none is normal.", float64(t.BadgerWarnings)},
 		{"kvstore_badger_errors_total", "counter", "Errors that Badger logged; none is normal.", float64(t.BadgerErrors)},
 	}); err != nil {
@@ -48,6 +50,8 @@ func (s *Shard) writeEngineMetrics(w io.Writer) error {
 		{"kvstore_apply_seconds", "Applying one entry.", st.Applies},
 		{"kvstore_engine_commit_seconds", "Storing one entry's writes, part of applying.", t.Commits},
 		{"kvstore_checkpoint_seconds", "Making one durable checkpoint.", t.Checkpoints},
+		{"kvstore_tail_drain_seconds", "Moving one part of the tail into Badger, part of a checkpoint.", t.Drains},
+		{"kvstore_tail_stall_seconds", "Waiting for room in the tail, part of applying.", t.Stalls},
 		{"kvstore_checkpoint_fdatasync_seconds", "Syncing one memtable log.", t.Fdatasyncs},
 	}); err != nil {
 		return err

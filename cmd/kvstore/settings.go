@@ -125,10 +125,10 @@ func (c *settings) declare(head string) *config.Set {
 	s.Int(&c.memtables, "memtables", 3, 1, 16, "full memtables that may wait for their flush")
 	s.Int(&c.compactors, "compactors", 0, 0, 16, "compaction workers, at least 3; 0: by the number of processors")
 	s.Bytes(&c.cache, "cache-size", 64<<20, 0, 1<<40, "hot records kept in memory; 0: none")
-	s.Duration(&c.checkpointInterval, "checkpoint-interval", 500*time.Millisecond, 10*time.Millisecond, time.Minute, "longest time between two durable checkpoints under load")
-	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes stored after which a checkpoint is made earlier")
+	s.Duration(&c.checkpointInterval, "checkpoint-interval", 30*time.Second, 10*time.Millisecond, 10*time.Minute, "longest time between two durable checkpoints under load: what a restart after a crash replays")
+	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes in memory after which a checkpoint is made earlier; up to three times as much may stand there")
 	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
-	s.Bytes(&c.historySize, "history-size", 1<<30, 1<<20, 1<<40, "bytes stored after which the past is given up earlier")
+	s.Bytes(&c.historySize, "history-size", 8<<20, 1<<20, 1<<40, "bytes stored after which the past is given up earlier; more costs throughput where keys are written over and over")
 
 	s.Bytes(&c.feedRetain, "feed-retain-bytes", 1<<30, 1<<20, 1<<42, "bytes of past changes that a watch can begin at, or catch up with; the oldest segment goes when there are more")
 	s.Bytes(&c.feedSegment, "feed-segment-bytes", 64<<20, 64<<10, 1<<30, "size of one segment of the change feed")
