@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -171,13 +172,16 @@ func (s *store) advanceFence() {
 // most 0.4 % longer than asked for.
 const historySamplesMax = 256
 
-// history tells which ts is the oldest inside the history window. Owned by the checkpointer.
+// history tells which ts is the oldest inside the history window.
 type history struct {
+	// Immutable after init.
 	window time.Duration
 	bytes  int64
-	fence  uint64 // Never goes back.
 
-	// samples are checkpoints, oldest first; each at least 1/256 of the window or of the bytes after the
+	mu sync.Mutex
+	// Guarded by mu.
+	fence uint64 // Never goes back.
+	// samples are published points, oldest first; each at least 1/256 of the window or of the bytes after the
 	// one before.
 	samples []historySample
 }
@@ -195,27 +199,46 @@ func (h *history) init(window time.Duration, bytes int64, cp Checkpoint) {
 	h.samples = append(h.samples, historySample{ts: cp.TS, time: cp.Time})
 }
 
-// advance notes that p is about to become durable and returns the fence that this allows: the newest
-// sample that lies outside the window, by log time or by bytes.
-func (h *history) advance(p *published) uint64 {
+// note takes a published point. REQUIRES: caller is the applier.
+func (h *history) note(p *published) {
 	if h.window < 0 {
-		h.fence = max(h.fence, p.ts)
-		return h.fence
+		return
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	newest := h.samples[len(h.samples)-1]
 	if p.time-newest.time >= h.window.Microseconds()/historySamplesMax ||
 		h.bytes >= 0 && p.bytes-newest.bytes >= h.bytes/historySamplesMax {
 		h.samples = append(h.samples, historySample{ts: p.ts, time: p.time, bytes: p.bytes})
+		h.forget(p)
 	}
-	outside := func(x historySample) bool {
-		return x.time <= p.time-h.window.Microseconds() || h.bytes >= 0 && x.bytes < p.bytes-h.bytes
+}
+
+// advance notes that p is about to become durable and returns the fence that this allows: the newest
+// sample that lies outside the window, by log time or by bytes, and not above p. REQUIRES: caller is the checkpointer.
+func (h *history) advance(p *published) uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.window < 0 {
+		h.fence = max(h.fence, p.ts)
+	} else {
+		h.forget(p)
 	}
+	return min(h.fence, p.ts)
+}
+
+// forget moves the fence to the newest sample that lies outside the window as seen from p, and drops those before.
+// REQUIRES: mu held.
+func (h *history) forget(p *published) {
 	passed := 0
-	for passed < len(h.samples) && outside(h.samples[passed]) {
-		h.fence = max(h.fence, h.samples[passed].ts)
+	for passed < len(h.samples) {
+		x := &h.samples[passed]
+		if x.time > p.time-h.window.Microseconds() && (h.bytes < 0 || x.bytes >= p.bytes-h.bytes) {
+			break
+		}
+		h.fence = max(h.fence, x.ts)
 		passed++
 	}
 	// Keep one sample at least: the distance of the next is measured from it.
 	h.samples = append(h.samples[:0], h.samples[min(passed, len(h.samples)-1):]...)
-	return h.fence
 }

@@ -26,7 +26,9 @@ func TestHistory_WindowByTimeAndByBytes_FenceIsTheNewestSampleOutside(t *testing
 		{40, 2100, 119},
 		{39, 2100, 119}, // Never back, whatever comes.
 	} {
-		if got := h.advance(at(c.seconds, c.bytes)); got != c.want {
+		p := at(c.seconds, c.bytes)
+		h.note(p)
+		if got := h.advance(p); got != c.want {
 			t.Fatalf("at %d s, %d bytes: fence %d, want %d (samples %v)", c.seconds, c.bytes, got, c.want, h.samples)
 		}
 	}
@@ -37,6 +39,7 @@ func TestHistory_ManyCheckpoints_SamplesAreBounded(t *testing.T) {
 	h.init(time.Minute, 1<<30, Checkpoint{})
 	for i := range int64(100_000) {
 		p := &published{point: point{ts: uint64(i), time: i * 1000}, bytes: i * (1 << 20)}
+		h.note(p)
 		fence := h.advance(p)
 		if len(h.samples) > 2*historySamplesMax+2 {
 			t.Fatalf("%d samples after %d checkpoints", len(h.samples), i)
@@ -45,6 +48,22 @@ func TestHistory_ManyCheckpoints_SamplesAreBounded(t *testing.T) {
 		if i > 2000 && (fence > uint64(i-1024) || fence < uint64(i-1024-2*1024/historySamplesMax-1)) {
 			t.Fatalf("at %d the fence is %d", i, fence)
 		}
+	}
+}
+
+// The applier is ahead of the checkpoint that is being made: the fence doesn't pass what that one covers.
+func TestHistory_CheckpointBehindTheApplier_FenceStaysBelowIt(t *testing.T) {
+	var h history
+	h.init(time.Second, 100, Checkpoint{})
+	var sealed *published
+	for i := range int64(50) {
+		p := &published{point: point{ts: uint64(1 + i), time: i * 1e6}, bytes: i * 1000}
+		if h.note(p); i == 10 {
+			sealed = p
+		}
+	}
+	if fence := h.advance(sealed); fence != sealed.ts {
+		t.Fatalf("fence %d, want %d", fence, sealed.ts)
 	}
 }
 

@@ -208,10 +208,11 @@ func TestDrain_KeyWrittenManyTimes_OnlyWhatCanBeReadGoesToBadger(t *testing.T) {
 		history int64 // of what was stored; -1: none
 		pin     uint64
 		oldest  uint64 // that can still be read
-		drained uint64
+		drained uint64 // of 200 versions
 	}{
 		{"no history", -1, 0, 100, 2},
 		{"all history", 1 << 30, 0, 1, 200},
+		{"a part of the history", 1000, 0, 73, 2 * 28}, // an entry has 35 or 36 bytes
 		{"a pin", -1, 60, 60, 2 * 41},
 	} {
 		t.Run(c.name, func(t *testing.T) {

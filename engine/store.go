@@ -193,13 +193,15 @@ func (s *store) publish(p point, marker []byte) {
 	if p.ts != s.committedTS || p.index <= before.index || p.ts <= before.ts || p.time < before.time {
 		panic(fmt.Sprintf("BUG: published %+v after %+v, committed is ts %d", p, before.point, s.committedTS))
 	}
-	s.newest.Store(&published{
+	next := &published{
 		point:              p,
 		marker:             append([]byte(nil), marker...),
 		configuration:      s.configuration,
 		configurationIndex: s.configurationIndex,
 		bytes:              s.bytesWritten.Load(),
-	})
+	}
+	s.history.note(next)
+	s.newest.Store(next)
 	if s.sealing.Swap(false) {
 		s.wantCheckpoint()
 	}
