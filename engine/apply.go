@@ -197,7 +197,7 @@ func (a *applier) nextRevision() wire.Revision {
 	return rev
 }
 
-// finish stores and publishes the entry. The order is what readers rely on: store, cache, point; see cache.
+// finish stores and publishes the entry. The order is what readers rely on: store, then point.
 func (a *applier) finish() {
 	w := a.in.store.begin(a.ts)
 	m := &a.last
@@ -214,7 +214,6 @@ func (a *applier) finish() {
 	if err := w.commit(a.markerBytes); err != nil {
 		a.failApply(err)
 	}
-	a.updateCache()
 	a.in.showNamespaces(a.index, a.namespaces)
 	a.deliver()
 	a.in.publish(m, a.markerBytes, tableSizes{len(a.sessions.byID), len(a.once.byKey), a.once.bytes}, &a.overlay)

@@ -12,12 +12,13 @@ import (
 // cache holds the stored form of small hot records (never of chunked ones), and the absence of keys, in front of Badger, whose reads
 // cost 2 to 11 µs. It is a pure acceleration: with or without it every answer is the same.
 //
-// What it promises: a hit at ts a is what the store holds at a. Three rules make it so.
+// It stands behind the tail: who looks for a record at ts a looks there first, and comes here only if the tail has no version
+// of it at or below a. What the cache promises him: a hit is what the store holds at a. Three rules make it so.
 //
-//  1. Apply commits to the store, then calls update for each key that it changed (which replaces the entry
-//     and raises the stripe's ts), then publishes the point.
-//  2. A hit counts only if the entry's ts is ≤ a. An entry always holds the newest version that was
-//     committed, so one that isn't younger than a is right at a.
+//  1. When a layer has gone to Badger, update is called for each of its keys (which replaces the entry
+//     and raises the stripe's ts), and only then the layer leaves the tail.
+//  2. A hit counts only if the entry's ts is ≤ a. An entry always holds the newest version that Badger has, or a newer one that
+//     a reader found in the tail; what is newer still stands in the tail. So one that isn't younger than a is right at a.
 //  3. A reader that read the store at a may fill the cache only while the stripe's ts is ≤ a: otherwise
 //     the record may have changed between its read and its fill.
 //
@@ -55,7 +56,7 @@ type stripe struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	ts    uint64            // newest ts at which Apply changed a key of this stripe
+	ts    uint64            // newest ts of a key of this stripe that has left the tail
 	index map[uint64]uint32 // hash of the record key → place of its entry in ring
 	ring  []byte            // made at the first insertion
 	head  int               // where the next entry goes
@@ -143,8 +144,8 @@ func (c *cache) appendTo(dst []byte, hash uint64, recordKey []byte, ts uint64) (
 	return append(dst, b...), answer
 }
 
-// update takes what Apply has committed at ts: the stored record, or nil for a deleted key. A record that
-// is too long leaves the cache.
+// update takes what Badger has got as the newest version of a key, of ts: the stored record, or nil for a deleted key. A
+// record that is too long leaves the cache.
 func (c *cache) update(hash uint64, recordKey []byte, ts uint64, stored []byte) {
 	if c == nil {
 		return
@@ -152,11 +153,11 @@ func (c *cache) update(hash uint64, recordKey []byte, ts uint64, stored []byte) 
 	s := c.stripe(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ts = ts
+	s.ts = max(s.ts, ts)
 	c.evicted.Add(s.insert(hash, recordKey, ts, stored))
 }
 
-// drop forgets what Apply has changed at ts to something that is not cached.
+// drop forgets what has changed at ts to something that is not cached.
 func (c *cache) drop(hash uint64, recordKey []byte, ts uint64) {
 	if c == nil {
 		return
@@ -164,7 +165,7 @@ func (c *cache) drop(hash uint64, recordKey []byte, ts uint64) {
 	s := c.stripe(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ts = ts
+	s.ts = max(s.ts, ts)
 	s.remove(hash, recordKey)
 }
 

@@ -34,8 +34,7 @@ func (a *applier) flushRecord(w *write, st *staged) {
 	a.pack(&form)
 	body := form.body()
 	if len(body) <= a.in.store.o.ChunkThresholdBytes {
-		st.stored = appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form)
-		w.set(st.key, st.stored)
+		w.setHashed(st.hash, st.key, appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form))
 		return
 	}
 	form.Value, form.packed = nil, nil
@@ -47,7 +46,7 @@ func (a *applier) flushRecord(w *write, st *staged) {
 		w.set(key, appendChunk(a.mem.alloc(chunkHeaderBytes+len(data)), key, form.Meta.Version, data))
 		form.chunks++
 	}
-	w.set(st.key, appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form))
+	w.setHashed(st.hash, st.key, appendRecord(a.mem.alloc(form.storedBytes()), st.key, &form))
 	st.now.chunks = form.chunks
 }
 
@@ -73,21 +72,4 @@ func (a *applier) flushDeadline(w *write, st *staged) {
 
 func (a *applier) expiryKey(deadline int64, recordKey []byte) []byte {
 	return appendExpiryKey(a.mem.alloc(expiryKeyPrefixBytes+len(recordKey)), deadline, recordKey)
-}
-
-// updateCache shows the cache what the entry has changed. REQUIRES: committed, not yet published.
-func (a *applier) updateCache() {
-	c := a.in.cache
-	for i := range a.overlay.all {
-		st := &a.overlay.all[i]
-		switch {
-		case !st.dirty:
-		case !st.exists:
-			c.update(st.hash, st.key, a.ts, nil)
-		case st.now.chunks > 0:
-			c.drop(st.hash, st.key, a.ts)
-		default:
-			c.update(st.hash, st.key, a.ts, st.stored)
-		}
-	}
 }

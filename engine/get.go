@@ -74,7 +74,7 @@ func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at P
 	p := in.store.current()
 	st = wire.StatusNotFound
 	whole := true
-	answer := in.cache.view(hashKey(recordKey), recordKey, p.ts, func(r *storedRecord) {
+	answer := in.hot(hashKey(recordKey), recordKey, &p, func(r *storedRecord) {
 		switch {
 		case r.expired(p.time):
 		case !r.inline():
@@ -190,8 +190,21 @@ func (in *instance) place(o *ReadOptions) (at uint64, st wire.Status) {
 // cached looks for the key in the cache.
 func (l *lookup) cached() (st wire.Status, hit bool, err error) {
 	p := l.in.store.current()
-	b, answer := l.in.cache.appendTo(l.buf[:0], l.hash, l.key, p.ts)
-	l.buf = b
+	b, known := l.in.store.tail.Load().get(l.hash, l.key, p.ts)
+	answer := cacheHit
+	switch {
+	case !known:
+		b, answer = l.in.cache.appendTo(l.buf[:0], l.hash, l.key, p.ts)
+		l.buf = b
+	case b == nil:
+		answer = cacheAbsent
+	case len(b) > cachedBytesMax:
+		answer = cacheMiss // the store has it as a view
+	default:
+		l.in.tailHits.Add(1)
+		b = append(l.buf[:0], b...)
+		l.buf = b
+	}
 	switch answer {
 	case cacheMiss:
 		return 0, false, nil
@@ -200,6 +213,10 @@ func (l *lookup) cached() (st wire.Status, hit bool, err error) {
 	}
 	if err := decodeRecordHead(b, &l.rec); err != nil {
 		panic("BUG: the cache holds what is no record: " + err.Error())
+	}
+	if l.rec.chunks > 0 {
+		l.rec = storedRecord{} // in the tail: its pieces are to be gathered
+		return 0, false, nil
 	}
 	if l.rec.expired(p.time) {
 		l.rec = storedRecord{}

@@ -30,6 +30,8 @@ type instance struct {
 	members    atomic.Pointer[[]wire.Member]
 	namespaces atomic.Pointer[namespaceTable]
 
+	tailHits atomic.Uint64 // records that the tail had
+
 	mu sync.Mutex
 	// Guarded by mu: what the newest published entry left.
 	newest  marker
@@ -84,6 +86,9 @@ func loadInstance(s *store) (*instance, error) {
 	if in.deadlines.next, err = earliestDeadline(s, 0); err != nil {
 		return nil, err
 	}
+	if in.cache != nil {
+		s.onDrained = in.drained
+	}
 	in.applier = newApplier(in, table, once, last, id, members, spaces)
 	in.setIdentity(id)
 	in.setMembers(members)
@@ -91,6 +96,53 @@ func loadInstance(s *store) (*instance, error) {
 	in.note(&last, tableSizes{len(table.byID), len(once.byKey), once.bytes})
 	return in, nil
 }
+
+// drained shows the cache what a layer has brought to Badger.
+func (in *instance) drained(hash uint64, key []byte, ts uint64, value []byte) {
+	if key[0] != familyRecord {
+		return
+	}
+	if value != nil {
+		var r storedRecord
+		if err := decodeRecordHead(value, &r); err != nil {
+			panic("BUG: a layer holds what is no record: " + err.Error())
+		}
+		if r.chunks > 0 {
+			in.cache.drop(hash, key, ts)
+			return
+		}
+	}
+	in.cache.update(hash, key, ts, value)
+}
+
+// hot looks for the newest record under key without reading Badger: in the tail, then in the cache. As cache.view otherwise;
+// a record that is long or chunked is a miss. REQUIRES: p was published before the call.
+func (in *instance) hot(hash uint64, key []byte, p *point, fn func(r *storedRecord)) cacheAnswer {
+	stored, known := in.store.tail.Load().get(hash, key, p.ts)
+	switch {
+	case !known:
+		return in.cache.view(hash, key, p.ts, fn)
+	case stored == nil:
+		return cacheAbsent
+	case len(stored) > cachedBytesMax:
+		return cacheMiss
+	}
+	r := hotRecords.Get().(*storedRecord)
+	defer hotRecords.Put(r)
+	if err := decodeRecordHead(stored, r); err != nil {
+		panic("BUG: a layer holds what is no record: " + err.Error())
+	}
+	if r.chunks > 0 {
+		return cacheMiss
+	}
+	in.tailHits.Add(1)
+	fn(r)
+	*r = storedRecord{}
+	return cacheHit
+}
+
+// hotRecords are what hot hands out: on the stack they would escape.
+var hotRecords = sync.Pool{New: func() any { return new(storedRecord) }}
 
 // checkIdentity reports, by an error, that the state has lost the cluster's identity. A state without one is whole only
 // before OpInit, when it is small: then its digest tells. A node with a lost one would wait for ever to learn

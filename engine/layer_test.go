@@ -58,7 +58,7 @@ func (m layerModel) fill(t *testing.T, rng *rand.Rand, l *layer, first, last uin
 			} else if n == 3 {
 				value = bytes.Repeat([]byte{byte(ts)}, 1+rng.IntN(layerBlockBytes))
 			}
-			all = append(all, stored{[]byte(key), value})
+			all = append(all, stored{hashKey([]byte(key)), []byte(key), value})
 			m[key] = append(m[key], modelVersion{ts, value})
 		}
 		if _, ok := l.add(ts, all); !ok {
@@ -84,12 +84,12 @@ func (m layerModel) check(t *testing.T, rng *rand.Rand, l *layer, ts uint64) {
 	t.Helper()
 	for key := range m {
 		want, ok := m.at(key, ts)
-		got, known := l.get([]byte(key), ts)
+		got, known := l.get(hashKey([]byte(key)), []byte(key), ts)
 		if known != ok || !bytes.Equal(got, want.value) || (got == nil) != (want.value == nil) {
 			t.Fatalf("get %q at %d: %d bytes, %v; want %d of ts %d, %v", key, ts, len(got), known, len(want.value), want.ts, ok)
 		}
 	}
-	if _, known := l.get([]byte("D"), ts); known {
+	if _, known := l.get(hashKey([]byte("D")), []byte("D"), ts); known {
 		t.Fatal("a key that was never stored is known")
 	}
 	keys := m.keysAt(ts)
@@ -135,7 +135,7 @@ func TestLayer_RandomEntries_LookUpsAndWalksAgreeWithTheModel(t *testing.T) {
 			m.check(t, rng, l, first+uint64(rng.Int64N(int64(ts-first+1))))
 		}
 		if n := len(l.runs); n > 10 {
-			t.Errorf("%d runs of %d keys", n, l.keys.n)
+			t.Errorf("%d runs of %d keys", n, l.keys.n.Load())
 		}
 	}
 }
@@ -143,11 +143,17 @@ func TestLayer_RandomEntries_LookUpsAndWalksAgreeWithTheModel(t *testing.T) {
 // All keys of a layer have one hash: they are told apart all the same.
 func TestLayer_KeysOfOneHash_AreToldApart(t *testing.T) {
 	l := newLayer()
-	a, b := l.keys.add(layerKey{bytes: l.copy([]byte("a"))}), uint32(0)
-	l.index[7] = a
-	b = l.keys.add(layerKey{bytes: l.copy([]byte("b")), clash: l.index[7]})
-	l.index[7] = b
-	if l.find(7, []byte("a")) != a || l.find(7, []byte("b")) != b || l.find(7, []byte("c")) != 0 || l.find(8, []byte("a")) != 0 {
+	for i := range uint64(500) {
+		if _, ok := l.add(1+i, []stored{{7, fmt.Append(nil, i), fmt.Append(nil, "value", i)}}); !ok {
+			t.Fatal("it is sealed")
+		}
+	}
+	for i := range uint64(500) {
+		if v, known := l.get(7, fmt.Append(nil, i), 1000); !known || string(v) != fmt.Sprint("value", i) {
+			t.Fatalf("%d: %q, %v", i, v, known)
+		}
+	}
+	if l.find(7, []byte("x")) != 0 {
 		t.Error("a key was taken for another")
 	}
 }
@@ -157,23 +163,27 @@ func TestLayer_ReadersBesideTheApplier_SeeWhatWasThere(t *testing.T) {
 	const keys, entries, readers = 200, 2000, 4
 	l := newLayer()
 	key := func(i int) []byte { return fmt.Appendf(nil, "D%05d", i) }
+	at := func(key, value []byte) stored { return stored{hashKey(key), key, value} }
 	var all []stored
 	for i := range keys {
-		all = append(all, stored{key(2 * i), []byte{1}})
+		all = append(all, at(key(2*i), []byte{1}))
 	}
 	l.add(1, all)
-	var wg sync.WaitGroup
+	var wg, reading sync.WaitGroup
+	reading.Add(readers)
 	stop := make(chan struct{})
 	for r := range readers {
 		wg.Go(func() {
+			var once sync.Once
+			defer once.Do(reading.Done)
 			for n := 0; ; n++ {
 				select {
 				case <-stop:
-					if n == 0 {
-						t.Error("a reader never read")
-					}
 					return
 				default:
+				}
+				if n == 1 {
+					once.Do(reading.Done)
 				}
 				c := l.cursor(1, r%2 == 1)
 				c.seek(nil)
@@ -185,15 +195,16 @@ func TestLayer_ReadersBesideTheApplier_SeeWhatWasThere(t *testing.T) {
 					}
 					seen++
 				}
-				if v, known := l.get(key(2*(n%keys)), 1); seen != keys || !known || string(v) != "\x01" {
+				if v, known := l.get(hashKey(key(2*(n%keys))), key(2*(n%keys)), 1); seen != keys || !known || string(v) != "\x01" {
 					t.Errorf("%d keys, %v %v", seen, v, known)
 					return
 				}
 			}
 		})
 	}
+	reading.Wait()
 	for ts := uint64(2); ts < entries; ts++ {
-		l.add(ts, []stored{{key(int(ts)), []byte{2}}, {key(2 * int(ts%keys)), nil}}[:1+ts%2])
+		l.add(ts, []stored{at(key(int(ts)), []byte{2}), at(key(2*int(ts%keys)), nil)}[:1+ts%2])
 	}
 	close(stop)
 	wg.Wait()

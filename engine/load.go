@@ -29,7 +29,8 @@ func (a *applier) loadValue(st *staged) {
 // read looks for a.loading in the cache, then in the store.
 func (a *applier) read() {
 	st, ts := a.loading, a.last.ts
-	switch a.in.cache.view(st.hash, st.key, ts, a.onCached) {
+	p := point{ts: ts}
+	switch a.in.hot(st.hash, st.key, &p, a.onCached) {
 	case cacheHit:
 		st.oldExists = true
 		return

@@ -105,7 +105,7 @@ func (m *multiGet) one(key []byte) error {
 	hash := hashKey(m.key)
 	if m.cached {
 		m.rec = storedRecord{}
-		switch m.in.cache.view(hash, m.key, m.p.ts, m.cachedRecord) {
+		switch m.in.hot(hash, m.key, &m.p, m.cachedRecord) {
 		case cacheHit:
 			return m.unpack()
 		case cacheAbsent:

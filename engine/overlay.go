@@ -30,8 +30,7 @@ type staged struct {
 	exists bool
 	now    storedRecord
 	dirty  bool
-	over   bool   // the put that made now met a record
-	stored []byte // the stored form of now, when it was stored in one piece
+	over   bool // the put that made now met a record
 }
 
 func (o *overlay) find(hash uint64, recordKey []byte) *staged {

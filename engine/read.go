@@ -148,7 +148,7 @@ const readerBufBytesMax = 512 << 10
 func (s *store) getAt(ts uint64, key []byte, fn func(value []byte) error) (found bool, err error) {
 	defer caught(&err)
 	t := s.tail.Load()
-	if value, known := t.get(key, ts); known {
+	if value, known := t.get(hashKey(key), key, ts); known {
 		return held(value, fn)
 	}
 	txn := s.db.NewTransactionAt(min(ts, t.flushed), false)
@@ -184,7 +184,7 @@ func (r *reader) point() point { return r.at }
 // tells damage as absence or as an empty value: the caller's record format must tell the latter, and
 // nothing here can tell the former.
 func (r *reader) get(key []byte, fn func(value []byte) error) (found bool, err error) {
-	if value, known := r.tail.get(key, r.at.ts); known {
+	if value, known := r.tail.get(hashKey(key), key, r.at.ts); known {
 		return held(value, fn)
 	}
 	return getIn(r.txn, key, fn)

@@ -64,7 +64,7 @@ type counters struct {
 // add adds what in has counted.
 func (c *counters) add(in *instance) {
 	t := in.cache.stats()
-	c.cacheHits += t.hits
+	c.cacheHits += t.hits + in.tailHits.Load()
 	c.cacheMisses += t.misses
 	c.cacheFills += t.fills
 	c.cacheEvicted += t.evicted

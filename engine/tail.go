@@ -33,21 +33,21 @@ func (t *tail) layers() (all [layersMax]*layer, n int) {
 }
 
 // get looks for the newest version of key at or below ts among the layers; see layer.get.
-func (t *tail) get(key []byte, ts uint64) (value []byte, known bool) {
+func (t *tail) get(hash uint64, key []byte, ts uint64) (value []byte, known bool) {
 	if ts <= t.flushed {
 		return nil, false
 	}
-	if value, known = t.active.get(key, ts); !known && t.sealed != nil {
-		value, known = t.sealed.get(key, ts)
+	if value, known = t.active.get(hash, key, ts); !known && t.sealed != nil {
+		value, known = t.sealed.get(hash, key, ts)
 	}
 	return value, known
 }
 
 // bytes is what the layers take.
 func (t *tail) bytes() int64 {
-	n := t.active.size()
+	n := t.active.bytes.Load()
 	if t.sealed != nil {
-		n += t.sealed.size()
+		n += t.sealed.bytes.Load()
 	}
 	return n
 }
@@ -60,7 +60,7 @@ func (t *tail) bytes() int64 {
 func (s *store) hold(ts uint64, writes []stored) error {
 	for {
 		active := s.tail.Load().active
-		if active.size() >= 2*s.o.CheckpointBytes {
+		if active.bytes.Load() >= 2*s.o.CheckpointBytes {
 			if err := s.waitRoom(active); err != nil {
 				return err
 			}
@@ -138,9 +138,8 @@ func (s *store) drain(p *published) error {
 	t := s.tail.Load()
 	l, fence := t.sealed, s.fence.Load()
 	d := drainer{db: s.db, bytesMax: min(drainBytesMax, s.txnBytesMax), countMax: min(drainKeysMax, s.txnCountMax)}
-	keys := l.order()
-	// Without a lock: a sealed layer doesn't change, and an applier that comes too late for it must not wait.
-	for _, place := range keys.one() {
+	keys := l.ordered()
+	for _, place := range keys {
 		k := l.keys.at(place)
 		key := l.view(k.bytes)
 		for at := k.newest; at != 0; {
@@ -156,8 +155,15 @@ func (s *store) drain(p *published) error {
 	if err := d.flush(); err != nil {
 		return err
 	}
+	if s.onDrained != nil {
+		for _, place := range keys {
+			k := l.keys.at(place)
+			v := l.versions.at(k.newest)
+			s.onDrained(k.hash, l.view(k.bytes), v.ts, l.valueOf(v))
+		}
+	}
 	s.metrics.drained.Add(d.versions)
-	s.metrics.collapsed.Add(uint64(l.versions.n) - d.versions)
+	s.metrics.collapsed.Add(uint64(l.versions.n.Load()) - d.versions)
 	s.metrics.drain.Observe(time.Since(start))
 	s.tail.Store(&tail{active: s.tail.Load().active, flushed: p.ts})
 	return nil
