@@ -151,6 +151,7 @@ func Open(ctx context.Context, o Options, sm StateMachine) (_ *Group, err error)
 	if g.logs, err = g.openLog(); err != nil {
 		return nil, err
 	}
+	g.logs.overlap, g.stable.logged = g.overlaps, g.logs.queue.drain
 	g.snapshots = newSnapshotStore(running, sm, g.logs, &g.metrics, o.crash)
 	g.snapshots.room = o.Room
 	if err := g.start(ctx); err != nil {
@@ -166,7 +167,28 @@ func (g *Group) openLog() (*logStore, error) {
 		segmentBytes: g.o.SegmentBytes, entryMax: max(g.o.EntryBytesMax, configurationBytesMax), bytesMax: g.o.LogBytesMax,
 		keep: g.o.LogKeepBytes, keepMax: g.o.LogKeepBytesMax, cache: g.o.LogCacheBytes, grace: g.o.SnapshotGrace,
 		stall: g.o.WriteStallTimeout, vfs: g.o.vfs, meta: g.o.meta, crash: g.o.crash, durable: g.sm.Durable,
+		queueMax: g.o.logQueueBytes,
 	})
+}
+
+// overlaps tells whether entries may be replicated while this node's disk still writes them. raft counts them as stored
+// here at once, so it must need another node as well for a majority, and not become a majority alone by going back
+// to the configuration before the latest. That node's acknowledgement waits for this disk (networkTransport).
+func (g *Group) overlaps() bool {
+	select {
+	case <-g.started:
+	default:
+		return false
+	}
+	if g.raft.State() != raft.Leader {
+		return false
+	}
+	c := g.committed.Load()
+	if c == nil || c.voters() < 2 {
+		return false
+	}
+	var buf [membersMax]raft.ServerID
+	return len(voterIDs(g.raft.GetConfiguration().Configuration(), buf[:0])) > 1 // answers from a copy, never fails
 }
 
 // configurationBytesMax is room for raft's own entries where a small EntryBytesMax is set.
@@ -571,8 +593,9 @@ func (g *Group) close(ctx context.Context) error {
 	}
 	go func() { // owned by close; ends when raft's goroutines have ended
 		// First, so that calls to nodes that do not answer end now and not at their timeout.
-		err := g.transport.Close()
-		shutdown <- errors.Join(err, future.Error())
+		err := errors.Join(g.transport.Close(), future.Error())
+		g.logs.queue.finish() // after raft, which appends; here, because the disk may hang
+		shutdown <- err
 	}()
 	var errs []error
 	select {

@@ -27,7 +27,8 @@ var seedKey = []byte("kvstore.entry-seed")
 // logStore is raft's LogStore: raft-wal made fail-stop, checked on every read, bounded in entry size
 // and in how long a write may take, and never compacted beyond the durable checkpoint.
 //
-// raft's main goroutine calls StoreLogs; the snapshot goroutine calls DeleteRange; any goroutine reads.
+// raft's main goroutine calls StoreLogs; the snapshot goroutine calls DeleteRange; any goroutine reads. While overlap
+// allows it, StoreLogs returns before the entries are on disk: they are in queue, whose writer writes them.
 type logStore struct {
 	// Immutable after openLogStore.
 	wal      *wal.WAL
@@ -48,6 +49,8 @@ type logStore struct {
 	compacting func() bool
 	// restoreTime tells how long a follower needs for a copy of the state. Set before raft runs.
 	restoreTime func() time.Duration
+	// overlap tells whether StoreLogs need not wait for the disk. Set before raft runs.
+	overlap func() bool
 	// full receives a token when bytesMax bytes were appended since the last compaction.
 	full chan struct{}
 	tail tailReport
@@ -60,6 +63,7 @@ type logStore struct {
 	// deleteMu orders deletions: what is the head to one could else become all there is through another.
 	deleteMu sync.Mutex
 
+	queue *logQueue
 	cache logCache
 	pins  logPins
 	sizes logSizes
@@ -93,6 +97,7 @@ type logStoreOptions struct {
 	meta         func(types.MetaStore) types.MetaStore
 	crash        func(step string)
 	durable      func() (Durable, bool)
+	queueMax     int64 // as logQueueBytes
 }
 
 // openLogStore opens or creates the log in o.dir, which must exist and be locked by the caller.
@@ -133,15 +138,19 @@ func openLogStore(o logStoreOptions) (*logStore, error) {
 		_ = w.Close()
 		return nil, fmt.Errorf("cannot sync directory %q: %w", o.dir, err)
 	}
-	return &logStore{
+	s := &logStore{
 		wal: w, dir: o.dir, log: o.log, fault: o.fault, metrics: o.metrics,
 		watch:    newWatchdog(o.stall, "log", o.fault),
 		entryMax: o.entryMax, bytesMax: o.bytesMax, keep: o.keep, keepMax: o.keepMax, seed: codec.seed, durable: o.durable, crash: o.crash,
 		full: make(chan struct{}, 1), tail: tail, pins: logPins{grace: o.grace},
 		restoreTime: func() time.Duration { return restoreMin },
 		compacting:  func() bool { return false },
+		overlap:     func() bool { return false },
+		queue:       newLogQueue(o.queueMax, o.fault.closing),
 		cache:       logCache{bytesMax: o.cache}, sizes: logSizes{step: max(o.keep/64, 64<<10)},
-	}, nil
+	}
+	go s.queue.run(s.write) // owned by logStore; ends in close
+	return s, nil
 }
 
 // hasState tells whether something beside the log says that it was used: the log's metadata is durable before any vote,
@@ -184,7 +193,7 @@ func (s *logStore) FirstIndex() (index uint64, err error) {
 	return index, err
 }
 
-// LastIndex implements raft.LogStore.
+// LastIndex implements raft.LogStore, which asks at its start. It is the last entry on disk.
 func (s *logStore) LastIndex() (index uint64, err error) {
 	err = s.use(func() error { index, err = s.wal.LastIndex(); return err })
 	return index, err
@@ -216,6 +225,10 @@ func (s *logStore) get(index uint64, out *raft.Log) error {
 		return err
 	}
 	if s.cache.get(index, out) {
+		s.metrics.CacheHits.Add(1)
+		return nil
+	}
+	if s.queue.get(index, out) { // before the disk: an entry leaves the queue when it is there
 		s.metrics.CacheHits.Add(1)
 		return nil
 	}
@@ -269,25 +282,59 @@ func (s *logStore) segmentOf(index uint64) string {
 // StoreLog implements raft.LogStore.
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// StoreLogs implements raft.LogStore: when it returns nil the entries are on disk. After a failure it
-// does not return before Close.
+// StoreLogs implements raft.LogStore: when it returns nil the entries are on disk, or in the queue if overlap allows
+// it. A change of the members is always on disk: with it the majority may become this node alone, which commits what
+// raft counts as stored. After a failure StoreLogs does not return before Close.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := s.fault.check(); err != nil {
 		return err
 	}
-	bytes := 0
+	bytes, overlap := 0, true
 	for _, l := range logs {
 		n := len(l.Data) + len(l.Extensions)
 		if n > s.entryMax {
 			return fmt.Errorf("cannot store log entry %d: %d bytes are more than %d", l.Index, n, s.entryMax)
 		}
 		bytes += n
+		overlap = overlap && l.Type != raft.LogConfiguration
 	}
 	if len(logs) == 0 {
 		return nil
 	}
 	if err := s.checkNext(logs[0].Index); err != nil {
 		return s.fault.fail(err)
+	}
+	var err error
+	if overlap && s.overlap() {
+		err = s.queue.push(logs)
+	} else if err = s.queue.drain(); err == nil {
+		// Here and not by the writer, which has nothing to do now: that would be two more switches of goroutines.
+		err = s.write(logs)
+	}
+	if err == nil {
+		err = s.fault.check()
+	}
+	if err != nil {
+		return err
+	}
+	s.begun()
+	s.cache.add(logs)
+	for _, l := range logs {
+		s.sizes.add(l.Index, entryBytes(l))
+	}
+	if s.appended.Add(int64(bytes)) > s.bytesMax {
+		select {
+		case s.full <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// write makes entries durable. One goroutine at a time calls it. After a failure it does not return before Close.
+func (s *logStore) write(logs []*raft.Log) error {
+	if err := s.fault.check(); err != nil {
+		return err
 	}
 	start := time.Now()
 	s.writing.Add(1)
@@ -311,20 +358,13 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := s.fault.check(); err != nil {
 		return err
 	}
+	bytes := 0
+	for _, l := range logs {
+		bytes += len(l.Data) + len(l.Extensions)
+	}
 	s.metrics.Append.Observe(time.Since(start))
 	s.metrics.AppendedEntries.Add(uint64(len(logs)))
 	s.metrics.AppendedBytes.Add(uint64(bytes))
-	s.begun()
-	s.cache.add(logs)
-	for _, l := range logs {
-		s.sizes.add(l.Index, entryBytes(l))
-	}
-	if s.appended.Add(int64(bytes)) > s.bytesMax {
-		select {
-		case s.full <- struct{}{}:
-		default:
-		}
-	}
 	return nil
 }
 
@@ -340,6 +380,10 @@ func (s *logStore) compacted() { s.appended.Store(0) }
 //   - All of it, after a snapshot has become the state.
 func (s *logStore) DeleteRange(low, high uint64) error {
 	if err := s.fault.check(); err != nil {
+		return err
+	}
+	// Before the lock, which is not to be held for as long as a write takes.
+	if err := s.queue.drain(); err != nil {
 		return err
 	}
 	s.deleteMu.Lock()
@@ -444,6 +488,7 @@ func (s *logStore) bounds() (first, last uint64, err error) {
 // close closes the log; it waits for calls under way. REQUIRES: fault.close was called, so that late
 // callers do no harm.
 func (s *logStore) close() error {
+	s.queue.finish()
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
 	s.closed = true

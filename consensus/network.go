@@ -89,12 +89,16 @@ func (g *Group) leadsOnceStarted(term uint64) bool {
 // instead of failing: raft waits twice as long after each failure, up to 10 seconds, whatever happens
 // meanwhile, and would leave a node that has come back alone for as long. It fails as soon as raft would
 // not want it any more. Heartbeats have a rhythm of their own.
+//
+// raft learns that a follower holds entries only when this node's own disk does: raft counts this node from the moment
+// that it has handed the entries to the log (logQueue), and with it commits nothing that is not on this disk.
 func (t networkTransport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	if len(args.Entries) > 0 && !t.g.leadsOnceStarted(args.Term) {
+	n := len(args.Entries)
+	if n > 0 && !t.g.leadsOnceStarted(args.Term) {
 		return errDeposed
 	}
 	err := t.Transport.AppendEntries(id, address, args, resp)
-	if err == nil || len(args.Entries) == 0 && args.PrevLogEntry == 0 {
+	if n == 0 && args.PrevLogEntry == 0 {
 		return err
 	}
 	for pause := retryPauseMin; err != nil && t.g.wants(id, address, args.Term); pause = min(2*pause, retryPauseMax) {
@@ -104,6 +108,9 @@ func (t networkTransport) AppendEntries(id raft.ServerID, address raft.ServerAdd
 			return err
 		}
 		err = t.Transport.AppendEntries(id, address, args, resp)
+	}
+	if err == nil && n > 0 && !t.g.o.broken.ownDisk {
+		err = t.g.logs.queue.await(args.Entries[n-1].Index)
 	}
 	return err
 }

@@ -233,6 +233,9 @@ type Options struct {
 	rpcTimeout time.Duration
 	// crash is called at the named steps of an installation. Tests stop there.
 	crash func(step string)
+	// logQueueBytes is as the constant of that name.
+	logQueueBytes int64
+
 	// vfs is what the log writes through. Tests put a failing one here.
 	vfs types.VFS
 	// meta wraps the log's metadata store. Tests put a failing one here.
@@ -247,6 +250,7 @@ type obligations struct {
 	barrier    bool // a term's lease begins with its barrier
 	bound      bool // the lease is shorter than the heartbeat timeout
 	rates      bool // a follower whose clock runs fast does not count
+	ownDisk    bool // a follower's acknowledgement counts when this node's own disk holds the entry
 }
 
 // withDefaults returns o with every unset field at its default.
@@ -311,6 +315,7 @@ func (o Options) withDefaults() Options {
 	if o.crash == nil {
 		o.crash = func(string) {}
 	}
+	setDefault(&o.logQueueBytes, logQueueBytes)
 	if o.vfs == nil {
 		o.vfs = dataSyncFS{fs.New()}
 	}

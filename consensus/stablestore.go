@@ -91,6 +91,8 @@ type stableStore struct {
 	path  string
 	fault *failStop
 	watch *watchdog
+	// logged waits until the log is on disk. Set before raft runs.
+	logged func() error
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -101,7 +103,7 @@ type stableStore struct {
 
 // openStableStore reads the vote file in dir. Absence is no error: exists tells.
 func openStableStore(dir string, stall time.Duration, fault *failStop) (*stableStore, error) {
-	s := &stableStore{path: filepath.Join(dir, voteFileName), fault: fault, watch: newWatchdog(stall, "vote", fault)}
+	s := &stableStore{path: filepath.Join(dir, voteFileName), fault: fault, watch: newWatchdog(stall, "vote", fault), logged: func() error { return nil }}
 	b, err := record.ReadFile(s.path, voteHeaderBytes+candidateBytesMax)
 	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
@@ -179,8 +181,14 @@ func (s *stableStore) Get(key []byte) ([]byte, error) {
 	return bytes.Clone(s.durable.candidate), nil
 }
 
-// SetUint64 implements raft.StableStore.
+// SetUint64 implements raft.StableStore. A new term begins only when the log is on disk: what a leader has not written
+// yet when it is deposed is then nothing that the next leader's messages, or a vote, could take for stored.
 func (s *stableStore) SetUint64(key []byte, value uint64) error {
+	if string(key) == keyCurrentTerm {
+		if err := s.logged(); err != nil {
+			return s.fault.leave(err)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch string(key) {

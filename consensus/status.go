@@ -107,6 +107,16 @@ type committedConfiguration struct {
 	members []Member
 }
 
+// voters counts those who vote.
+func (c *committedConfiguration) voters() (n int) {
+	for _, m := range c.members {
+		if m.Voter {
+			n++
+		}
+	}
+	return n
+}
+
 // members returns the latest configuration.
 func (g *Group) members() []Member {
 	return membersOf(g.raft.GetConfiguration().Configuration()) // answers from a copy, never fails
