@@ -53,6 +53,7 @@ type simCluster struct {
 	rnd     *rand.Rand // of the schedule alone
 	began   time.Time
 	fsync   time.Duration // how long one takes at most
+	queue   int64         // Options.logQueueBytes
 	log     io.Writer     // nil: nothing is logged
 
 	known atomic.Bool // the nodes know the cluster's id
@@ -228,7 +229,7 @@ func (n *simNode) start() {
 		Listener: c.network.listen(l), Founders: n.founders, Joined: n.joined,
 		HeartbeatTimeout: simHeartbeat, SegmentBytes: 64 << 10, SnapshotInterval: time.Hour,
 		TrailingLogs: 4, LogKeepBytes: -1, LogCacheBytes: 16 << 10, ProposalTimeout: 4 * simHeartbeat,
-		WriteStallTimeout: time.Hour,
+		WriteStallTimeout: time.Hour, logQueueBytes: c.queue,
 		Cluster: func() ([16]byte, [16]byte, bool) {
 			if c.known.Load() {
 				return testClusterID, testHistoryID, true
@@ -294,7 +295,12 @@ func (n *simNode) crash() {
 		return // not there, or not started yet
 	}
 	l.dead.Store(true)
-	c.check.count(func(s *simStats) { s.crashes++ })
+	c.check.count(func(s *simStats) {
+		s.crashes++
+		if l.g.logs.queue.first.Load() > 0 {
+			s.tails++
+		}
+	})
 	c.network.silence(l)
 	disk, err := l.disk.image(n.dirLocked())
 	n.life, n.disk = nil, disk

@@ -162,6 +162,29 @@ var simFaults = []simFault{
 		heal := c.isolate(l.node, true, true)
 		c.during(func() { release(); heal() }, 2, 5)
 	}},
+	// The leader's disk hangs while its followers store what it sends; it loses all that, and at times is deposed before.
+	{"lose the tail", func(c *simCluster) {
+		l := c.leader()
+		if l == nil {
+			return
+		}
+		c.check.event("the disk of %s hangs", l.node.id)
+		release := l.disk.stall()
+		c.sleep(0, 1)
+		if c.rnd.IntN(2) == 0 {
+			heal := c.isolate(l.node, true, true)
+			c.sleep(1, 3)
+			heal()
+			c.sleep(0, 2)
+		}
+		if l.node.running() == l {
+			c.check.event("crash %s", l.node.id)
+			l.node.crash()
+		}
+		release()
+		c.sleep(0, 3)
+		l.node.start()
+	}},
 	// The one that leads next has just heard of what was acknowledged, but not that it is committed.
 	{"crash the leader", func(c *simCluster) {
 		if l := c.leader(); l != nil {
@@ -271,7 +294,7 @@ func (c *simCluster) isolate(n *simNode, in, out bool) (heal func()) {
 }
 
 // pause stops a node as SIGSTOP does, as far as that can be played: nothing gets in or out of it, and its
-// disk hangs, which holds raft's main goroutine up at the next write.
+// disk hangs, which holds raft's main goroutine up at the next write, on a leader at the one for which the queue has no room.
 func (c *simCluster) pause(n *simNode) (resume func()) {
 	c.check.event("pause %s", n.id)
 	heal := c.isolate(n, true, true)
@@ -279,7 +302,12 @@ func (c *simCluster) pause(n *simNode) (resume func()) {
 	release := func() {}
 	if l.group() != nil {
 		release = l.disk.stall()
-		c.work.Go(func() { c.write(l, fmt.Sprintf("pause-%s-%d", n.id, time.Since(c.began))) }) // something to hang at; ends with the proposal
+		for i := range 2 { // something to hang at, in two appends
+			c.work.Go(func() { // ends with the proposal
+				time.Sleep(time.Duration(i) * time.Millisecond)
+				c.write(l, fmt.Sprintf("pause-%s-%d", n.id, time.Since(c.began)))
+			})
+		}
 	}
 	if c.plan.suspended {
 		n.clock.stand(true)

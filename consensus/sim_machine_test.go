@@ -195,6 +195,7 @@ type simStats struct {
 	faults, crashes, elections          int
 	snapshots, installed                int
 	revoked, distrusted                 int
+	tails                               int // crashes of leaders whose followers may hold more than their disks
 	healed                              time.Duration
 }
 
