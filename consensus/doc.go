@@ -16,7 +16,8 @@
 // One process opens a directory at a time (enforced with a file lock). All nodes have the same
 // HeartbeatTimeout and clocks that run at nearly the same rate.
 //
-// Who owns what. raft's main goroutine writes log and vote and is the only caller of StoreLogs; raft's
+// Who owns what. raft's main goroutine writes the vote and is the only caller of StoreLogs; it writes the log itself,
+// but for a leader's, which the log's own goroutine writes while replication goes on (logqueue.go); raft's
 // FSM goroutine is the only caller of StateMachine.Apply, ApplyConfiguration and Received.Install; raft's
 // snapshot goroutine waits for checkpoints and deletes the head of the log; raft's replicators read the log
 // and report acknowledgements. Of the group's own goroutines, deliver and expire answer proposals, run and
