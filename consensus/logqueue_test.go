@@ -308,3 +308,34 @@ func TestOverlap_OneVoter_DoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Goal: what a deposed leader has not written is on its disk before it enters the next term, in which it would answer
+// the next leader, or vote, by it.
+func TestOverlap_LeaderIsDeposedWhileItsDiskHangs_NextTermWaitsForTheDisk(t *testing.T) {
+	c, gates := gatedCluster(t, 3)
+	c.write("before")
+	old := c.leader()
+	_, _, term := old.g.Leader()
+	release := gates[old.id].hold()
+	defer release(nil)
+	c.network.cut(old.id, true)
+	submitRaw(old.g, "nobody else has it")
+	eventually(t, "the leader has taken the entry", func() bool { return !old.g.logs.queue.synced(old.g.raft.LastIndex()) })
+	eventually(t, "the others have a leader", func() bool {
+		for _, n := range c.others(old) {
+			if now, ok := n.g.LeaderTerm(); ok && now > term {
+				return true
+			}
+		}
+		return false
+	})
+	c.network.cut(old.id, false)
+	time.Sleep(3 * clusterHeartbeat) // what must not happen has its chance
+	if vote, _ := old.g.stable.state(); vote.currentTerm != term || old.g.raft.CurrentTerm() != term {
+		t.Errorf("in term %d, by its file %d, while its disk still writes entries of term %d", old.g.raft.CurrentTerm(), vote.currentTerm, term)
+	}
+	release(nil)
+	eventually(t, "the old leader is in the next term", func() bool { return old.g.raft.CurrentTerm() > term })
+	c.write("after")
+	c.converge("before", "after")
+}
