@@ -72,10 +72,12 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 			}
 		})
 	}
+	var allocs allocations
 	before, ready := cpuTimes{}, false
 	select {
 	case <-ctx.Done():
 	case <-time.After(r.rec.from - time.Since(r.epoch)):
+		allocs = readAllocations(ctx, r.opts.ServerMetrics)
 		before, ready = readCPU(r.opts.ServerPIDs), true
 	}
 	wg.Wait()
@@ -83,7 +85,9 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 	rep := r.report()
 	if ready {
 		rep.setCPU(before, after)
+		rep.setAllocations(allocs, readAllocations(ctx, r.opts.ServerMetrics))
 	}
+	rep.ServerRSSAnonBytes = readRSSAnon(r.opts.ServerPIDs)
 	if err := ctx.Err(); err != nil {
 		return rep, fmt.Errorf("run ended early: %w", err)
 	}

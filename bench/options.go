@@ -38,7 +38,8 @@ type Options struct {
 	Seed uint64
 	// KeyPrefix keeps the keys of the benchmark apart from others'. Default "kvbench/".
 	KeyPrefix string
-	// Distribution of keys for get, put and mixed: uniform (default) or zipfian. YCSB has its own.
+	// Distribution of keys for all workloads but YCSB's, which have their own: uniform (default), zipfian, or hot: uniform
+	// over the first HotKeys keys, whose names lie scattered among all.
 	Distribution string
 	// Batch is the number of items of the batch workloads and of operations in txn. Defaults 10 and 5.
 	Batch int
@@ -47,6 +48,9 @@ type Options struct {
 	// ServerPIDs are the server's processes on this machine, whose CPU times are added up. Default none: not
 	// measured.
 	ServerPIDs []int
+	// ServerMetrics are HOST:PORT of the metrics ports of all nodes, whose /debug/pprof tells how much they have
+	// allocated. Default none: not measured.
+	ServerMetrics []string
 	// Progress, when set, hears of the load phase from several goroutines, in order.
 	Progress func(done, total int)
 
@@ -125,8 +129,8 @@ func (o Options) withDefaults() (Options, error) {
 	bound("warm-up in seconds", o.Warmup.Seconds(), 0, 24*3600)
 	bound("batch", float64(o.Batch), 1, batchMax)
 	bound("backlog", float64(o.Backlog), 1, backlogMax)
-	if !slices.Contains([]string{"uniform", "zipfian"}, o.Distribution) {
-		faults = append(faults, fmt.Errorf("unknown distribution %q; known: uniform, zipfian", o.Distribution))
+	if !slices.Contains(Distributions(), o.Distribution) {
+		faults = append(faults, fmt.Errorf("unknown distribution %q; known: %s", o.Distribution, strings.Join(Distributions(), ", ")))
 	}
 	if len(o.KeyPrefix) > 512 {
 		faults = append(faults, fmt.Errorf("key prefix of %d bytes; at most 512", len(o.KeyPrefix)))

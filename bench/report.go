@@ -55,6 +55,13 @@ type Report struct {
 	// this machine.
 	ServerCPUMicrosPerOp float64 `json:"server_cpu_us_per_op,omitempty"`
 
+	// ClientAllocsPerOp is what the load generator's process allocates on the heap for one operation, itself included;
+	// ServerAllocsPerOp is that of all nodes together, what they do besides included. Absent where not measured.
+	ClientAllocsPerOp *float64 `json:"client_allocs_per_op,omitempty"`
+	ServerAllocsPerOp *float64 `json:"server_allocs_per_op,omitempty"`
+	// ServerRSSAnonBytes is the anonymous memory (RssAnon) of each server process after the run.
+	ServerRSSAnonBytes []int64 `json:"server_rss_anon_bytes,omitempty"`
+
 	Assertions []Verdict `json:"assertions,omitempty"`
 }
 
@@ -241,6 +248,20 @@ func (rep *Report) writeNotes(w io.Writer) {
 		cpu += fmt.Sprintf(", server %.2fµs", rep.ServerCPUMicrosPerOp)
 	}
 	fmt.Fprintln(w, cpu)
+	if rep.ClientAllocsPerOp != nil {
+		allocs := fmt.Sprintf("allocations per op: client %.2f", *rep.ClientAllocsPerOp)
+		if rep.ServerAllocsPerOp != nil {
+			allocs += fmt.Sprintf(", servers %.2f", *rep.ServerAllocsPerOp)
+		}
+		fmt.Fprintln(w, allocs)
+	}
+	if n := len(rep.ServerRSSAnonBytes); n > 0 {
+		texts := make([]string, n)
+		for i, b := range rep.ServerRSSAnonBytes {
+			texts[i] = bytesText(b)
+		}
+		fmt.Fprintf(w, "anonymous memory of the servers: %s\n", strings.Join(texts, ", "))
+	}
 	if s := rep.Schedule; s != nil {
 		if !s.Reached {
 			fmt.Fprintf(w, "target rate NOT reached: %s of %s/s answered, %d dropped unsent\n", rateText(rep.OpsPerSecond), rateText(s.Rate), s.Dropped)

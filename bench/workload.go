@@ -76,6 +76,13 @@ var workloads = map[string]workload{
 	"ycsb-f":    {shares: []share{{OpRead, 0.5}, {OpReadModifyWrite, 0.5}}, keys: zipfian},
 }
 
+// HotKeys is how many keys the hot distribution draws from: few enough to stay in any cache, and more than the callers, so
+// that they seldom meet.
+const HotKeys = 1000
+
+// Distributions lists the names that Options.Distribution takes.
+func Distributions() []string { return []string{"uniform", "zipfian", "hot"} }
+
 // Workloads lists the names that Options.Workload takes.
 func Workloads() []string { return slices.Sorted(maps.Keys(workloads)) }
 
@@ -164,6 +171,8 @@ func newGenerator(p *plan, worker int) *generator {
 		g.pick = latestChooser{newZipfian(rng, int64(p.opts.Keys), ZipfianTheta, p.zeta)}
 	case p.load.keys == zipfian || p.opts.Distribution == "zipfian":
 		g.pick = newScrambledChooser(rng, p.space)
+	case p.opts.Distribution == "hot":
+		g.pick = hotChooser{rng}
 	default:
 		g.pick = uniformChooser{rng}
 	}

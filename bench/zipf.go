@@ -88,6 +88,11 @@ type uniformChooser struct{ rng *rand.Rand }
 
 func (c uniformChooser) next(last int64) int64 { return c.rng.Int64N(last + 1) }
 
+// hotChooser draws from the first HotKeys keys alone.
+type hotChooser struct{ rng *rand.Rand }
+
+func (c hotChooser) next(last int64) int64 { return c.rng.Int64N(min(last+1, HotKeys)) }
+
 // scrambledChooser is YCSB's ScrambledZipfianGenerator over a key space that includes the keys which the
 // run is expected to insert; numbers that do not exist yet are drawn again.
 type scrambledChooser struct {

@@ -93,9 +93,10 @@ a number; exit code 1 when one does not hold.`,
 	f.DurationVar(&o.Duration, "duration", 10*time.Second, "measured time")
 	f.DurationVar(&warmup, "warmup", time.Second, "time before it that is not measured")
 	f.Uint64Var(&o.Seed, "seed", 1, "makes keys, values and operations repeatable")
-	f.StringVar(&o.Distribution, "distribution", "uniform", "how get, put and mixed draw keys: uniform or zipfian")
+	f.StringVar(&o.Distribution, "distribution", "uniform", "how all workloads but YCSB's draw keys: "+strings.Join(bench.Distributions(), ", "))
 	f.IntVar(&o.Batch, "batch", 0, "items of a batch (default 10), operations of a txn (default 5)")
 	f.StringVar(&o.KeyPrefix, "key-prefix", "kvbench/", "prefix of all keys that are written")
+	f.StringSliceVar(&o.ServerMetrics, "metrics", nil, "metrics ports of all nodes, HOST:PORT,…, to count what they allocate (default: not counted)")
 	f.BoolVar(&o.SkipLoad, "skip-load", false, "do not load: an earlier run with the same flags has")
 	f.StringArrayVar(&asserts, "assert", nil, "demand such as 'p99(put)<5ms'; may be repeated")
 	return c

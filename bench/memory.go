@@ -1,0 +1,116 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// allocations are heap objects allocated since the start of each process.
+type allocations struct {
+	client uint64
+	// server is the sum over all nodes; valid only when serverKnown.
+	server      uint64
+	serverKnown bool
+}
+
+// readAllocations counts what this process and all nodes have allocated; when one node does not tell, their sum is
+// unknown.
+func readAllocations(ctx context.Context, metrics []string) allocations {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	a := allocations{client: m.Mallocs}
+	for _, endpoint := range metrics {
+		n, err := ServerMallocs(ctx, endpoint)
+		if err != nil {
+			return allocations{client: m.Mallocs}
+		}
+		a.server += n
+		a.serverKnown = true
+	}
+	return a
+}
+
+// heapPageBytesMax bounds a heap profile as text: some hundred bytes for each of the places that allocate.
+const heapPageBytesMax = 64 << 20
+
+// ServerMallocs asks the metrics port of a node (HOST:PORT) how many heap objects the process has allocated since its
+// start. It reads runtime.MemStats at the end of the heap profile's text, where net/http/pprof puts them.
+func ServerMallocs(ctx context.Context, endpoint string) (n uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+endpoint+"/debug/pprof/heap?debug=1", nil)
+	if err != nil {
+		return 0, fmt.Errorf("cannot ask %s for its allocations: %w", endpoint, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, fmt.Errorf("cannot ask %s for its allocations: %w", endpoint, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("cannot ask %s for its allocations: it answers %s", endpoint, res.Status)
+	}
+	sc := bufio.NewScanner(io.LimitReader(res.Body, heapPageBytesMax))
+	for sc.Scan() {
+		if _, err := fmt.Sscanf(sc.Text(), "# Mallocs = %d", &n); err == nil {
+			return n, nil
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return 0, fmt.Errorf("cannot read the allocations of %s: %w", endpoint, err)
+	}
+	return 0, fmt.Errorf("cannot read the allocations of %s: its heap profile does not tell them", endpoint)
+}
+
+// setAllocations spreads the allocations of the window over its operations, failed ones included.
+func (rep *Report) setAllocations(before, after allocations) {
+	n := float64(rep.Ops + rep.Errors)
+	if n == 0 {
+		return
+	}
+	perOp := func(from, to uint64) *float64 {
+		v := math.Round(float64(to-from)/n*1000) / 1000
+		return &v
+	}
+	rep.ClientAllocsPerOp = perOp(before.client, after.client)
+	if before.serverKnown && after.serverKnown && after.server >= before.server {
+		rep.ServerAllocsPerOp = perOp(before.server, after.server)
+	}
+}
+
+// readRSSAnon gives the anonymous memory of each process; none when one of them cannot be read.
+func readRSSAnon(pids []int) []int64 {
+	all := make([]int64, 0, len(pids))
+	for _, pid := range pids {
+		n, err := RSSAnon(pid)
+		if err != nil {
+			return nil
+		}
+		all = append(all, n)
+	}
+	return all
+}
+
+// RSSAnon returns the resident anonymous memory of process pid in bytes: heap and stacks, without mapped files, which the
+// kernel can drop.
+func RSSAnon(pid int) (int64, error) {
+	file := filepath.Join("/proc", fmt.Sprint(pid), "status")
+	text := procValue(file, "RssAnon")
+	var kb int64
+	if _, err := fmt.Sscanf(text, "%d kB", &kb); err != nil {
+		if _, serr := os.Stat(file); serr != nil {
+			err = serr
+		}
+		return 0, fmt.Errorf("cannot read the anonymous memory of process %d from %q: %w", pid, strings.TrimSpace(text), err)
+	}
+	return kb << 10, nil
+}
