@@ -8,7 +8,7 @@
 // stall of the server shows in every operation that it delayed (coordinated omission). YCSB A to F follow
 // the core workloads of Cooper et al., "Benchmarking Cloud Serving Systems with YCSB", SoCC 2010. Connect goes through
 // the binary protocol, gRPC or REST. Cost sets the CPU time of the latter two beside that of empty servers, and Reads
-// that of reads which all nodes share beside one node's: by turns and in ratios of one round, since a shared machine is
+// that of reads which all nodes share beside one node's, and Growth a store with many records beside one with few: by turns and in ratios of one round, since a shared machine is
 // never the same for long.
 // Failover writes at a steady pace while its caller kills one leader after the other, and reads back what was
 // acknowledged. Results sets reports side by side and compares them with the targets of three nodes.

@@ -162,23 +162,33 @@ func (q *QuickReport) WriteTable(w io.Writer) error {
 // WriteSummary writes one table of several runs.
 func WriteSummary(w io.Writer, runs []*Report) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "WORKLOAD\tCALLERS\tOP\tOPS\tOPS/S\tP50\tP95\tP99\tP99.9\tMAX\tERR\tCLIENT CPU/OP\tSERVER CPU/OP")
+	fmt.Fprintln(tw, "WORKLOAD\tCALLERS\tOP\tOPS\tOPS/S\tP50\tP95\tP99\tP99.9\tMAX\tERR\tCLIENT CPU/OP\tSERVER CPU/OP\tCLIENT ALLOCS/OP\tSERVER ALLOCS/OP")
 	cpu := func(us float64) string {
 		if us > 0 {
 			return latencyText(us)
 		}
 		return "-"
 	}
+	allocs := func(n *float64) string {
+		if n == nil {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", *n)
+	}
 	for _, r := range runs {
+		workload := r.Workload
+		if r.Distribution != "" {
+			workload += ", " + r.Distribution
+		}
 		callers := fmt.Sprint(r.Concurrency)
 		if r.Pipeline > 1 {
 			callers = fmt.Sprintf("%d×%d", r.Concurrency, r.Pipeline)
 		}
 		for op := range opCount {
 			if o := r.Operations[op.String()]; o != nil {
-				fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", r.Workload, callers, op, o.Ops, rateText(o.OpsPerSecond),
+				fmt.Fprintf(tw, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", workload, callers, op, o.Ops, rateText(o.OpsPerSecond),
 					latencyText(o.P50), latencyText(o.P95), latencyText(o.P99), latencyText(o.P999), latencyText(o.Max), o.Errors,
-					cpu(r.ClientCPUMicrosPerOp), cpu(r.ServerCPUMicrosPerOp))
+					cpu(r.ClientCPUMicrosPerOp), cpu(r.ServerCPUMicrosPerOp), allocs(r.ClientAllocsPerOp), allocs(r.ServerAllocsPerOp))
 			}
 		}
 	}

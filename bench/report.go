@@ -23,13 +23,15 @@ type Report struct {
 	// Protocol is the door that was used where it is not the binary one.
 	Protocol string `json:"protocol,omitempty"`
 	// Nodes is how many nodes the cluster has, 0 where that is not known.
-	Nodes       int    `json:"nodes,omitempty"`
-	Keys        int    `json:"keys"`
-	ValueBytes  int    `json:"value_bytes"`
-	Connections int    `json:"connections,omitempty"`
-	Concurrency int    `json:"concurrency"`
-	Pipeline    int    `json:"pipeline"`
-	Seed        uint64 `json:"seed"`
+	Nodes int `json:"nodes,omitempty"`
+	Keys  int `json:"keys"`
+	// Distribution is how keys were drawn, where not uniformly or as YCSB says.
+	Distribution string `json:"distribution,omitempty"`
+	ValueBytes   int    `json:"value_bytes"`
+	Connections  int    `json:"connections,omitempty"`
+	Concurrency  int    `json:"concurrency"`
+	Pipeline     int    `json:"pipeline"`
+	Seed         uint64 `json:"seed"`
 	// Loop is closed, or open: then latencies count from the instant when an operation was due.
 	Loop          string  `json:"loop"`
 	WarmupSeconds float64 `json:"warmup_seconds"`
@@ -104,6 +106,9 @@ func (r *run) report() *Report {
 	rep := &Report{
 		Workload: o.Workload, Machine: ReadMachine(""), Keys: o.Keys, ValueBytes: o.ValueBytes, Concurrency: o.Concurrency,
 		Pipeline: o.Pipeline, Seed: o.Seed, Loop: "closed", WarmupSeconds: o.Warmup.Seconds(), Operations: map[string]*OpReport{},
+	}
+	if r.plan != nil && o.Distribution != "uniform" && r.plan.load.keys == byOption {
+		rep.Distribution = o.Distribution
 	}
 	ops, last := r.rec.totals()
 	rep.Seconds = max(last, r.rec.from+time.Nanosecond).Seconds() - o.Warmup.Seconds()
@@ -225,6 +230,9 @@ func (rep *Report) WriteTable(w io.Writer) error {
 
 func (rep *Report) header() string {
 	s := rep.Workload
+	if rep.Distribution != "" {
+		s += " of " + rep.Distribution + " keys"
+	}
 	if rep.Target != "" {
 		s += " on " + rep.Target
 	}

@@ -15,6 +15,7 @@ type Results struct {
 	Failovers []*FailoverReport
 	Costs     []*CostReport
 	Reads     []*ReadsReport
+	Growths   []*GrowthReport
 }
 
 // ClusterTargets are what three nodes are built for, on a machine of two cores that also carries the load
@@ -97,10 +98,10 @@ func (r *Results) groups() []group {
 	return gs
 }
 
-// find gives the last run of a workload with that many callers, nil when there is none.
+// find gives the last run of a workload with that many callers, one operation of each in flight, and keys drawn uniformly, nil when there is none.
 func (g group) find(workload string, callers int) *Report {
 	for _, run := range slices.Backward(g.runs) {
-		if run.Workload == workload && run.Concurrency == callers && run.Pipeline <= 1 {
+		if run.Workload == workload && run.Concurrency == callers && run.Pipeline <= 1 && run.Distribution == "" {
 			return run
 		}
 	}
@@ -211,8 +212,8 @@ func (r *Results) judgeLonePut() Judgement {
 	return j
 }
 
-// WriteTable writes everything for people: floors, runs by system, door and size, fail-overs, ratios, what the doors and
-// shared reads cost, and what became of the targets where a cluster was measured.
+// WriteTable writes everything for people: floors, runs by system, door and size, fail-overs, ratios, what the doors,
+// shared reads and many records cost, and what became of the targets where a cluster was measured.
 func (r *Results) WriteTable(w io.Writer) error {
 	var b strings.Builder
 	for _, f := range r.Floors {
@@ -252,6 +253,12 @@ func (r *Results) WriteTable(w io.Writer) error {
 	}
 	for _, c := range r.Reads {
 		if err := c.WriteTable(&b); err != nil {
+			return err
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, g := range r.Growths {
+		if err := g.WriteTable(&b); err != nil {
 			return err
 		}
 		fmt.Fprintln(&b)

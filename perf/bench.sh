@@ -7,6 +7,7 @@
 #   BENCH_SECONDS   measured seconds of each run (default 5)
 #   BENCH_NODES     sizes to measure (default "1 3")
 #   BENCH_ROUNDS    rounds of two seconds for each part of the comparisons of doors and of reads (default 5; 0: none)
+#   BENCH_GROWTH    records of the node that is compared with one of 100,000 (default 10,000,000; 0: none)
 #   BENCH_KILLS     leaders to kill for the fail-over (default 10; 0: none)
 #   BENCH_BIN       the binaries to measure (default bin, built if they are not there)
 #   BENCH_DIR       where the data lies: the disk that is measured (default perf/out)
@@ -18,19 +19,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${BENCH_SECONDS:-5}
 kills=${BENCH_KILLS:-10}
 rounds=${BENCH_ROUNDS:-5}
+growth=${BENCH_GROWTH:-10000000}
 # shellcheck source=perf/lib.sh
 . perf/lib.sh
 
 report=$out/bench-$(date -u +%Y%m%dT%H%M%SZ).jsonl
 
 # drive DRIVER… measures what $endpoints name: the driver is a command that takes the flags of `kvbench run`.
-# $rows holds "WORKLOAD CALLERS" lines.
+# $rows holds "WORKLOAD CALLERS [FLAG…]" lines.
 drive() {
-	local workload callers load=()
-	while read -r workload callers; do
-		say "$title: $workload, $callers callers, ${seconds}s"
+	local workload callers flags load=()
+	while read -r workload callers flags; do
+		say "$title: $workload, $callers callers${flags:+, $flags}, ${seconds}s"
+		# shellcheck disable=SC2086 # flags are words
 		"$@" --endpoints "$endpoints" --server-pid "$pids" --workload "$workload" --reads 0.95 --value-size 128 \
-			--keys 100000 --concurrency "$callers" --duration "${seconds}s" "${load[@]}" </dev/null >>"$report"
+			--keys 100000 --concurrency "$callers" --duration "${seconds}s" $flags "${load[@]}" </dev/null >>"$report"
 		# The first run that reads has loaded the keys.
 		[[ $workload == put ]] || load=(--skip-load)
 	done <<<"$rows"
@@ -94,10 +97,10 @@ say "floor of $dir"
 
 for nodes in ${BENCH_NODES:-1 3}; do
 	title="$nodes node(s)"
-	rows=$rows_all
+	rows=$rows_all$'\nget 256 --distribution hot\nget 16 --pipeline 128 --conns 16\ntxn 64'
 	((nodes == 1)) || rows+=$'\nycsb-a 256'
 	start_cluster "$nodes"
-	drive "$bin"/kvbench run -o json
+	drive "$bin"/kvbench run -o json --metrics "$metrics_endpoints"
 	if ((nodes > 1 && kills > 0)); then
 		say "$title: fail-over, $kills kills"
 		"$bin"/kvbench failover --endpoints "$endpoints" --kills "$kills" --kill "perf/kill-node.sh '$work' \$KVBENCH_LEADER_PID" \
@@ -116,6 +119,16 @@ if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* ]]; then
 		drive "$etcdbench"
 		stop_servers
 	fi
+fi
+
+if ((growth > 0)); then
+	start_cluster 1
+	few=$endpoints few_pids=$pids
+	start_cluster 1 many
+	say "a node with $growth records beside one with 100000"
+	"$bin"/kvbench growth --endpoints "$endpoints" --server-pid "$pids" --small "$few" --small-pid "$few_pids" --keys "$growth" -o json >>"$report"
+	stop_servers
+	rm -rf "$work"/kvstore-*/
 fi
 
 if ((rounds > 0)); then

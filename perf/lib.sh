@@ -103,13 +103,14 @@ pids_of() {
 	done
 }
 
-# start_cluster N starts a new cluster of N nodes and waits until all are ready. Sets $endpoints, $grpc_endpoints,
-# $rest_endpoints and $pids, and of each node in order its name in names and its metrics port in metrics.
+# start_cluster N [LABEL] starts a new cluster of N nodes and waits until all are ready. Sets $endpoints, $grpc_endpoints,
+# $rest_endpoints, $metrics_endpoints and $pids, and of each node in order its name in names and its metrics port in
+# metrics. Two clusters at once of the same size need labels.
 start_cluster() {
-	local n=$1 i name native=() grpc=() http=() raft=() members='' found=()
+	local n=$1 label=${2:-$1} i name native=() grpc=() http=() raft=() members='' found=()
 	names=() metrics=()
 	for ((i = 0; i < n; i++)); do
-		name=kvstore-$n-$((i + 1)) names+=("$name")
+		name=kvstore-$label-$((i + 1)) names+=("$name")
 		free_port; native+=("$port")
 		free_port; grpc+=("$port")
 		free_port; http+=("$port")
@@ -118,11 +119,12 @@ start_cluster() {
 		members+=${members:+,}$name=127.0.0.1:$port
 	done
 	((n == 1)) || found=(--initial-cluster "$members")
-	endpoints= grpc_endpoints= rest_endpoints=
+	endpoints= grpc_endpoints= rest_endpoints= metrics_endpoints=
 	for ((i = 0; i < n; i++)); do
 		endpoints+=${endpoints:+,}127.0.0.1:${native[i]}
 		grpc_endpoints+=${grpc_endpoints:+,}127.0.0.1:${grpc[i]}
 		rest_endpoints+=${rest_endpoints:+,}127.0.0.1:${http[i]}
+		metrics_endpoints+=${metrics_endpoints:+,}127.0.0.1:${metrics[i]}
 		keep "${names[i]}" "$bin"/kvstore --node-id "${names[i]}" --data-dir "$work/${names[i]}" "${found[@]}" \
 			--listen "127.0.0.1:${native[i]}" --grpc-listen "127.0.0.1:${grpc[i]}" --http-listen "127.0.0.1:${http[i]}" \
 			--raft-listen "127.0.0.1:${raft[i]}" --metrics-listen "127.0.0.1:${metrics[i]}" &

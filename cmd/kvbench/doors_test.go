@@ -120,3 +120,24 @@ func TestReads_RealClusterAndNode_EachWayAnswers(t *testing.T) {
 		t.Errorf("two of three: exit %d, %s", code, errs)
 	}
 }
+
+// Growth of two real nodes, as JSON and again as a table.
+func TestGrowth_RealNodes_BothWorkloads(t *testing.T) {
+	pid := strconv.Itoa(os.Getpid())
+	code, out, errs := cli(t, "growth", "--endpoints", openNode(t), "--server-pid", pid, "--small", openNode(t), "--small-pid", pid, "--rounds", "1",
+		"--duration", "300ms", "--keys", "3000", "--small-keys", "300", "--concurrency", "4", "--settle", "10ms", "-o", "json")
+	var rep bench.GrowthReport
+	if err := json.Unmarshal([]byte(out), &rep); err != nil || code != 0 {
+		t.Fatalf("exit %d, %v in %q (%s)", code, err, out, errs)
+	}
+	if len(rep.Growth) != 2 || rep.Failed() != 0 || rep.Keys != 3000 || rep.SmallKeys != 300 || len(rep.RSSAnonBytes) != 1 || rep.Growth[0].Ratio <= 0 || rep.Growth[1].CPU <= 0 {
+		t.Errorf("%s", out)
+	}
+	file := t.TempDir() + "/growth.jsonl"
+	if err := os.WriteFile(file, []byte(out), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := cli(t, "report", file); code != 0 || !strings.Contains(out, "hot get") || !strings.Contains(out, "uniform put") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
+	}
+}

@@ -43,29 +43,9 @@ clients as the cluster has nodes; the CPU time is that of all servers together. 
 func (a *app) runReads(ctx context.Context, o bench.ReadsOptions, lonePIDs []int) error {
 	o.Cluster, o.Conns, o.Timeout = a.endpoints, a.conns, a.timeout
 	o.Progress = func(text string) { fmt.Fprintln(a.err, text) }
-	var dataDir string
-	for _, side := range []struct {
-		of    []string
-		named []int
-		nodes int
-		pids  *[]int
-	}{
-		{o.Cluster, a.serverPIDs, len(o.Cluster), &o.ClusterPIDs},
-		{o.Lone, lonePIDs, 1, &o.LonePIDs},
-	} {
-		one := *a
-		one.endpoints, one.serverPIDs = side.of, side.named
-		err := one.withTarget(ctx, func(_ target, s servers) error {
-			a.remark(s.remark)
-			if s.nodes != side.nodes && s.nodes != 0 {
-				return usageError{fmt.Errorf("%v is a cluster of %d nodes, and %d were named", side.of, s.nodes, side.nodes)}
-			}
-			*side.pids, dataDir = s.pids, s.dataDir
-			return nil
-		})
-		if err != nil {
-			return err
-		}
+	dataDir, err := a.findSides(ctx, side{o.Cluster, a.serverPIDs, len(o.Cluster), &o.ClusterPIDs}, side{o.Lone, lonePIDs, 1, &o.LonePIDs})
+	if err != nil {
+		return err
 	}
 	rep, err := bench.Reads(ctx, o)
 	if err != nil {
@@ -79,4 +59,35 @@ func (a *app) runReads(ctx context.Context, o bench.ReadsOptions, lonePIDs []int
 		return fmt.Errorf("%w: %d reads failed", errVerdict, n)
 	}
 	return nil
+}
+
+// side is one of several clusters that are compared.
+type side struct {
+	endpoints []string
+	// named are its processes as the user says, maybe none.
+	named []int
+	// nodes is how many it must have; 0: any number.
+	nodes int
+	// pids is where its processes go.
+	pids *[]int
+}
+
+// findSides finds the processes of all sides, and the data directory of the last.
+func (a *app) findSides(ctx context.Context, sides ...side) (dataDir string, err error) {
+	for _, of := range sides {
+		one := *a
+		one.endpoints, one.serverPIDs = of.endpoints, of.named
+		err := one.withTarget(ctx, func(_ target, s servers) error {
+			a.remark(s.remark)
+			if s.nodes != of.nodes && s.nodes != 0 && of.nodes != 0 {
+				return usageError{fmt.Errorf("%v is a cluster of %d nodes, and %d were named", of.endpoints, s.nodes, of.nodes)}
+			}
+			*of.pids, dataDir = s.pids, s.dataDir
+			return nil
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return dataDir, nil
 }

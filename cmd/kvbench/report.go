@@ -19,9 +19,9 @@ const reportLineMax = 16 << 20
 func (a *app) reportCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "report FILE…", Short: "Show reports of -o json as tables", Args: cobra.MinimumNArgs(1),
-		Long: `Show the lines that run, floor, failover, cost and reads wrote with -o json: the floor, the runs of each system, door and size
-in a table of their own, fail-overs, ratios between them, what the doors and shared reads cost, and where three nodes were
-measured, which targets they met.`,
+		Long: `Show the lines that run, floor, failover, cost, reads and growth wrote with -o json: the floor, the runs of each system, door and size
+in a table of their own, fail-overs, ratios between them, what the doors, shared reads and many records cost, and where three nodes
+were measured, which targets they met.`,
 		Example: `  kvbench report perf/out/*.jsonl`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if a.output != "table" {
@@ -44,7 +44,7 @@ measured, which targets they met.`,
 }
 
 // readReports sorts lines by what they are: a floor has tests, a run has operations, a fail-over has kills.
-// Costs and reads have what they are called.
+// Costs, reads and growth have what they are called.
 func readReports(r io.Reader, all *bench.Results) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, reportLineMax)
@@ -55,6 +55,7 @@ func readReports(r io.Reader, all *bench.Results) error {
 			Kills      json.RawMessage `json:"kills"`
 			Costs      json.RawMessage `json:"costs"`
 			Reads      json.RawMessage `json:"reads"`
+			Growth     json.RawMessage `json:"growth"`
 		}
 		err := json.Unmarshal(sc.Bytes(), &kind)
 		switch {
@@ -79,8 +80,12 @@ func readReports(r io.Reader, all *bench.Results) error {
 			rep := new(bench.ReadsReport)
 			err = json.Unmarshal(sc.Bytes(), rep)
 			all.Reads = append(all.Reads, rep)
+		case kind.Growth != nil:
+			rep := new(bench.GrowthReport)
+			err = json.Unmarshal(sc.Bytes(), rep)
+			all.Growths = append(all.Growths, rep)
 		default:
-			err = errors.New("none of run, floor, fail-over, costs and reads")
+			err = errors.New("none of run, floor, fail-over, costs, reads and growth")
 		}
 		if err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
