@@ -77,7 +77,7 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(r.rec.from - time.Since(r.epoch)):
-		allocs = readAllocations(ctx, r.opts.ServerMetrics)
+		allocs = allocationsAtStart(ctx, r.opts.ServerMetrics)
 		before, ready = readCPU(r.opts.ServerPIDs), true
 	}
 	wg.Wait()
@@ -85,7 +85,7 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 	rep := r.report()
 	if ready {
 		rep.setCPU(before, after)
-		rep.setAllocations(allocs, readAllocations(ctx, r.opts.ServerMetrics))
+		rep.setAllocations(allocs, allocationsAtEnd(ctx, r.opts.ServerMetrics))
 	}
 	rep.ServerRSSAnonBytes = readRSSAnon(r.opts.ServerPIDs)
 	if err := ctx.Err(); err != nil {

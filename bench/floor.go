@@ -22,6 +22,8 @@ type FloorOptions struct {
 	// Follower is the command of a process that calls FloorFollower. Default none: then the tests that need
 	// three processes are left out.
 	Follower []string
+	// Tests names those to run, as FloorTest.Name has them. Default all.
+	Tests []string
 }
 
 // FloorReport says what the machine can do at all: no server on it will be faster.
@@ -60,7 +62,7 @@ type floorTest struct {
 }
 
 var floorTests = []floorTest{
-	{"fdatasync of 4 KiB, preallocated file overwritten", floorOverwrite},
+	{FloorFdatasync, floorOverwrite},
 	{"fdatasync of 4 KiB, appended", floorAppend},
 	{FloorFsync, floorFsync},
 	{FloorLoopback, floorPingPong},
@@ -76,8 +78,9 @@ var floorReplicatedTests = []floorTest{
 
 // Names of the tests that ratios are formed with.
 const (
-	FloorFsync    = "fsync of 4 KiB, appended"
-	FloorLoopback = "loopback round trip of 64 B, 1 caller"
+	FloorFdatasync = "fdatasync of 4 KiB, preallocated file overwritten"
+	FloorFsync     = "fsync of 4 KiB, appended"
+	FloorLoopback  = "loopback round trip of 64 B, 1 caller"
 )
 
 // FloorTests is how many tests a floor has, those with three processes included.
@@ -93,7 +96,15 @@ func Floor(ctx context.Context, o FloorOptions) (*FloorReport, error) {
 	if len(o.Follower) > 0 {
 		tests = slices.Concat(floorTests, floorReplicatedTests)
 	}
+	for _, name := range o.Tests {
+		if !slices.ContainsFunc(tests, func(t floorTest) bool { return t.name == name }) {
+			return nil, fmt.Errorf("there is no test %q of the floor, or its followers are not known", name)
+		}
+	}
 	for _, t := range tests {
+		if len(o.Tests) > 0 && !slices.Contains(o.Tests, t.name) {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return rep, fmt.Errorf("floor ended early: %w", err)
 		}

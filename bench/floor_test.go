@@ -167,3 +167,14 @@ func TestFloorLog_AtTheEnd_StartsOver(t *testing.T) {
 		t.Errorf("the file has %v bytes, want %d; %v", st.Size(), floorFile, err)
 	}
 }
+
+func TestFloor_OneTest_AloneOrAnError(t *testing.T) {
+	rep, err := Floor(t.Context(), FloorOptions{Dir: t.TempDir(), Duration: time.Millisecond, Tests: []string{FloorFdatasync}})
+	if err != nil || len(rep.Tests) != 1 || rep.Test(FloorFdatasync) == nil {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	// That one needs followers.
+	if rep, err := Floor(t.Context(), FloorOptions{Duration: time.Millisecond, Tests: []string{FloorReplicatedOverlapped}}); err == nil {
+		t.Errorf("no followers, and no error: %+v", rep)
+	}
+}

@@ -22,21 +22,44 @@ type allocations struct {
 	serverKnown bool
 }
 
-// readAllocations counts what this process and all nodes have allocated; when one node does not tell, their sum is
-// unknown.
-func readAllocations(ctx context.Context, metrics []string) allocations {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	a := allocations{client: m.Mallocs}
+// allocationsAtStart and allocationsAtEnd count what this process and all nodes have allocated; when one node does not
+// tell, their sum is unknown. Asking a node costs both sides thousands of allocations (the text of a heap profile), which
+// must not count as those of the window: a node counts before it makes its answer, so only the answers at the start
+// matter. The second of two tells what the first has cost, and so what itself will.
+func allocationsAtStart(ctx context.Context, metrics []string) (a allocations) {
+	for _, endpoint := range metrics {
+		first, err := ServerMallocs(ctx, endpoint)
+		if err == nil {
+			var second uint64
+			second, err = ServerMallocs(ctx, endpoint)
+			a.server += second + (second - first)
+		}
+		if err != nil {
+			return allocations{client: ownMallocs()}
+		}
+		a.serverKnown = true
+	}
+	a.client = ownMallocs()
+	return a
+}
+
+func allocationsAtEnd(ctx context.Context, metrics []string) allocations {
+	a := allocations{client: ownMallocs()}
 	for _, endpoint := range metrics {
 		n, err := ServerMallocs(ctx, endpoint)
 		if err != nil {
-			return allocations{client: m.Mallocs}
+			return allocations{client: a.client}
 		}
 		a.server += n
 		a.serverKnown = true
 	}
 	return a
+}
+
+func ownMallocs() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.Mallocs
 }
 
 // heapPageBytesMax bounds a heap profile as text: some hundred bytes for each of the places that allocate.
@@ -77,12 +100,13 @@ func (rep *Report) setAllocations(before, after allocations) {
 	if n == 0 {
 		return
 	}
+	// The cost of asking is an estimate, which may exceed what an idle server has allocated.
 	perOp := func(from, to uint64) *float64 {
-		v := math.Round(float64(to-from)/n*1000) / 1000
+		v := math.Round(float64(to-min(from, to))/n*1000) / 1000
 		return &v
 	}
 	rep.ClientAllocsPerOp = perOp(before.client, after.client)
-	if before.serverKnown && after.serverKnown && after.server >= before.server {
+	if before.serverKnown && after.serverKnown {
 		rep.ServerAllocsPerOp = perOp(before.server, after.server)
 	}
 }

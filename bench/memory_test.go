@@ -61,9 +61,9 @@ func TestRun_Allocations_ThoseOfTheWindow(t *testing.T) {
 	if real.ClientAllocsPerOp == nil || real.ServerAllocsPerOp == nil || len(real.ServerRSSAnonBytes) != 1 {
 		t.Errorf("not measured: %+v", real)
 	}
-	// Both sides are this process.
-	if d := *real.ServerAllocsPerOp - *real.ClientAllocsPerOp; d < -1 || d > 1 {
-		t.Errorf("%v allocations of the client, %v of the server: they are one process", *real.ClientAllocsPerOp, *real.ServerAllocsPerOp)
+	// Both sides are this process. An operation of the fake allocates less than once; asking allocates thousands.
+	if *real.ClientAllocsPerOp > 1.5 || *real.ServerAllocsPerOp > 1.5 {
+		t.Errorf("%v allocations of the client, %v of the server for one of %d operations", *real.ClientAllocsPerOp, *real.ServerAllocsPerOp, real.Ops)
 	}
 }
 

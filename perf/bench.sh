@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The benchmark report of this machine: its floor, then one node and a cluster of three under load at 1, 16
-# and 256 callers, then fail-over; where there is an etcd, three nodes of it under the same load; then what gRPC
-# and REST cost beside empty servers, and reads that three nodes share beside those of one. Tables and
+# and 256 callers, then fail-over; with BENCH_ETCD=1 three nodes of etcd under the same load; then a
+# node of many records beside one of few, what gRPC and REST cost beside empty servers, and reads that three nodes share beside those of one. Tables and
 # the verdict on the targets go to stdout, JSON lines to perf/out/. Needs bash and what `make build` needs.
 #
 #   BENCH_SECONDS   measured seconds of each run (default 5)
@@ -11,8 +11,7 @@
 #   BENCH_KILLS     leaders to kill for the fail-over (default 10; 0: none)
 #   BENCH_BIN       the binaries to measure (default bin, built if they are not there)
 #   BENCH_DIR       where the data lies: the disk that is measured (default perf/out)
-#   ETCD_BIN        an etcd server to compare with (default: the one in PATH, if any)
-#   BENCH_ETCD      1: build the pinned etcd if there is none (needs the network once); 0: no etcd at all
+#   BENCH_ETCD      1: etcd beside (default 0). Building it needs the network once; `make bench-peers` compares by turns
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,56 +41,6 @@ drive() {
 rows_basic=$'put 1\nput 16\nput 256\nget 1\nget 16\nget 256'
 rows_all=$rows_basic$'\nmixed 1\nmixed 16\nmixed 256'
 
-# find_etcd sets $etcd and $etcdbench, or leaves them empty and says why.
-find_etcd() {
-	etcd=${ETCD_BIN:-$(command -v etcd || true)} etcdbench=
-	if [[ ${BENCH_ETCD:-} == 0 ]] || [[ -z $etcd && ${BENCH_ETCD:-} != 1 ]]; then
-		say "no etcd beside: BENCH_ETCD=1 builds the pinned one, ETCD_BIN names another"
-		etcd=
-		return
-	fi
-	# A copy of the module files, since the store's own may have moved on: building must not change the tree.
-	cp perf/etcdbench/go.mod "$out/etcdbench.mod"
-	cp perf/etcdbench/go.sum "$out/etcdbench.sum"
-	local build=(go build -C perf/etcdbench -trimpath -buildvcs=false -mod=mod "-modfile=$PWD/$out/etcdbench.mod")
-	if [[ -z $etcd ]]; then
-		say "building etcd"
-		if ! "${build[@]}" -o "$PWD/$out/etcd" go.etcd.io/etcd/server/v3 >&2; then
-			say "etcd is left out: it cannot be built"
-			return
-		fi
-		etcd=$out/etcd
-	fi
-	if ! "${build[@]}" -o "$PWD/$out/etcd-driver" . >&2; then
-		say "etcd is left out: its driver cannot be built"
-		etcd=
-		return
-	fi
-	etcdbench=$out/etcd-driver
-}
-
-# start_etcd starts three nodes of $etcd with their defaults. Sets $endpoints and $pids; the driver waits for
-# the leader.
-start_etcd() {
-	local i names=() client=() peer=() members=
-	for i in 0 1 2; do
-		names+=("etcd-$((i + 1))")
-		free_port; client+=("$port")
-		free_port; peer+=("$port")
-		members+=${members:+,}${names[i]}=http://127.0.0.1:$port
-	done
-	endpoints=
-	for i in 0 1 2; do
-		endpoints+=${endpoints:+,}127.0.0.1:${client[i]}
-		keep "${names[i]}" "$etcd" --name "${names[i]}" --data-dir "$work/${names[i]}" --log-level error \
-			--listen-client-urls "http://127.0.0.1:${client[i]}" --advertise-client-urls "http://127.0.0.1:${client[i]}" \
-			--listen-peer-urls "http://127.0.0.1:${peer[i]}" --initial-advertise-peer-urls "http://127.0.0.1:${peer[i]}" \
-			--initial-cluster "$members" --initial-cluster-state new --quota-backend-bytes $((8 << 30)) &
-		keepers+=($!)
-	done
-	pids_of "${names[@]}"
-}
-
 say "floor of $dir"
 "$bin"/kvbench floor --dir "$dir" -o json >>"$report"
 
@@ -110,15 +59,12 @@ for nodes in ${BENCH_NODES:-1 3}; do
 	rm -rf "$work"/kvstore-*/
 done
 
-if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* ]]; then
-	find_etcd
-	if [[ -n $etcd ]]; then
-		title="etcd, 3 nodes"
-		rows=$rows_basic$'\nmixed 256'
-		start_etcd
-		drive "$etcdbench"
-		stop_servers
-	fi
+if [[ " ${BENCH_NODES:-1 3} " == *" 3 "* && ${BENCH_ETCD:-0} == 1 ]] && build_peers; then
+	title="etcd, 3 nodes"
+	rows=$rows_basic$'\nmixed 256'
+	start_etcd
+	drive "$peers" run --system etcd
+	stop_servers
 fi
 
 if ((growth > 0)); then

@@ -146,3 +146,46 @@ start_cluster() {
 		done
 	done
 }
+
+# build_peers builds the driver of the peers, which is a node of etcd too, and sets $peers; says so and fails where it
+# cannot, as without the network at the first time.
+build_peers() {
+	# A copy of the module files, since the store's own may have moved on: building must not change the tree.
+	cp bench/peers/go.mod "$out/peers.mod"
+	cp bench/peers/go.sum "$out/peers.sum"
+	say "building bench/peers"
+	if ! go build -C bench/peers -trimpath -buildvcs=false -mod=mod "-modfile=$PWD/$out/peers.mod" -o "$PWD/$out/peers" . >&2; then
+		say "the peers are left out: their driver cannot be built"
+		return 1
+	fi
+	peers=$out/peers
+}
+
+# start_etcd starts three nodes of etcd with its default settings. Sets $endpoints and $pids; the driver waits for
+# the leader.
+start_etcd() {
+	local i client=() between=() members='' nodes=()
+	for i in 0 1 2; do
+		nodes+=("etcd-$((i + 1))")
+		free_port; client+=("$port")
+		free_port; between+=("$port")
+		members+=${members:+,}${nodes[i]}=http://127.0.0.1:$port
+	done
+	endpoints=
+	for i in 0 1 2; do
+		endpoints+=${endpoints:+,}127.0.0.1:${client[i]}
+		keep "${nodes[i]}" "$peers" etcd --name "${nodes[i]}" --data-dir "$work/${nodes[i]}" \
+			--listen "127.0.0.1:${client[i]}" --listen-peer "127.0.0.1:${between[i]}" --initial-cluster "$members" &
+		keepers+=($!)
+	done
+	pids_of "${nodes[@]}"
+}
+
+# start_redis starts a redis-server that keeps everything in memory and nothing on disk. Sets $endpoints and $pids.
+start_redis() {
+	free_port
+	endpoints=127.0.0.1:$port
+	keep redis redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no --dir "$work" --daemonize no &
+	keepers+=($!)
+	pids_of redis
+}
