@@ -51,6 +51,8 @@ func NewOps(o Operations) *http.Server {
 	mux.HandleFunc("GET /readyz", ready)
 	mux.HandleFunc("GET /health", ready)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.Handle("GET /debug/pprof/mutex", mutexes.profile(pprof.Handler("mutex")))
+	mux.Handle("GET /debug/pprof/block", blocks.profile(pprof.Handler("block")))
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)

@@ -126,7 +126,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add("keys", a.putCmd(), a.getCmd(), a.deleteCmd(), a.listCmd(), a.txnCmd(), a.touchCmd(), a.incrCmd(), a.watchCmd())
 	add("bulk", a.importCmd(), a.exportCmd(), a.backupCmd())
-	add("cluster", a.statusCmd(), a.namespaceCmd(), a.memberCmd(), a.moveLeaderCmd())
+	add("cluster", a.statusCmd(), a.namespaceCmd(), a.memberCmd(), a.moveLeaderCmd(), a.debugCmd())
 	root.AddCommand(a.versionCmd(), newExitCodesCmd())
 	return root
 }
