@@ -196,3 +196,18 @@ func TestReport_LinesOfFloorAndRun_Tables(t *testing.T) {
 		t.Errorf("a line that is no report: exit %d, %s", code, errs)
 	}
 }
+
+func TestHistory_OfAReport_OneLine(t *testing.T) {
+	file := t.TempDir() + "/runs.jsonl"
+	if err := os.WriteFile(file, []byte(`{"workload":"put","concurrency":1,"pipeline":1,"ops_per_second":5,"operations":{"put":{"p50":1,"p99":2,"p999":3}}}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := cli(t, "history", "--commit", "abc", "--change", "x", file)
+	var h bench.HistoryLine
+	if err := json.Unmarshal([]byte(out), &h); err != nil || code != 0 || h.Commit != "abc" || h.Change != "x" || len(h.Runs) != 1 || h.Runs[0].Pipeline != 0 {
+		t.Errorf("exit %d, %v in %q, %s", code, err, out, errs)
+	}
+	if code, _, _ := cli(t, "history", file+"x"); code != exitFailed {
+		t.Errorf("a file that is not there: exit %d", code)
+	}
+}

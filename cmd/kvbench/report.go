@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,20 +28,53 @@ were measured, which targets they met.`,
 			if a.output != "table" {
 				return usageError{errors.New("report only writes tables: its input is the JSON")}
 			}
-			var all bench.Results
-			for _, name := range args {
-				f, err := os.Open(name)
-				if err != nil {
-					return fmt.Errorf("cannot read reports: %w", err)
-				}
-				err = readReports(f, &all)
-				if err = errors.Join(err, f.Close()); err != nil {
-					return fmt.Errorf("cannot read reports of %s: %w", name, err)
-				}
+			all, err := readReportFiles(args)
+			if err != nil {
+				return err
 			}
 			return all.WriteTable(a.out)
 		},
 	}
+}
+
+func (a *app) historyCmd() *cobra.Command {
+	var of, change, command string
+	c := &cobra.Command{
+		Use: "history FILE…", Short: "Make a line of perf/history.ndjson of reports", Args: cobra.MinimumNArgs(1),
+		Long: `Sum up the reports of one session on one machine, as run, floor and failover wrote them with -o json, in one line for
+perf/history.ndjson. A change that moves a figure adds a line with --change, made on the machine of the line before.`,
+		Example: `  kvbench history --change 'batcher: larger entries; PUT at 256 callers 1.3 x' perf/out/bench-*.jsonl >>perf/history.ndjson`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			all, err := readReportFiles(args)
+			if err != nil {
+				return err
+			}
+			line, err := all.History(time.Now(), of, change, command)
+			if err != nil {
+				return err
+			}
+			return line.WriteJSON(a.out)
+		},
+	}
+	c.Flags().StringVar(&of, "commit", commit, "what was measured")
+	c.Flags().StringVar(&change, "change", "", "what moved a figure, in a sentence")
+	c.Flags().StringVar(&command, "command", "make bench", "what measured it")
+	return c
+}
+
+func readReportFiles(names []string) (*bench.Results, error) {
+	all := new(bench.Results)
+	for _, name := range names {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read reports: %w", err)
+		}
+		err = readReports(f, all)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("cannot read reports of %s: %w", name, err)
+		}
+	}
+	return all, nil
 }
 
 // readReports sorts lines by what they are: a floor has tests, a run has operations, a fail-over has kills.
