@@ -120,6 +120,7 @@ func TestReads_LeaderHangsWhileAnotherIsElected_NothingIsReadFromIt(t *testing.T
 		defer mu.Unlock()
 		disks[o.NodeID] = &failingFS{VFS: fs.New()}
 		o.vfs = disks[o.NodeID]
+		o.logQueueBytes = 1 // raft's main goroutine waits for the disk with its second entry
 	})
 	c.start()
 	old := c.leader()
@@ -128,8 +129,11 @@ func TestReads_LeaderHangsWhileAnotherIsElected_NothingIsReadFromIt(t *testing.T
 	term, _ := old.g.LeaderTerm()
 	hang := make(chan struct{})
 	disks[old.id].hang.Store(&hang)
-	if err := old.g.Propose([]byte("hangs"), func(any, error) {}); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := old.g.Propose([]byte("hangs"), func(any, error) {}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the disk has an entry to write", func() bool { return old.g.logs.queue.first.Load() != 0 })
 	}
 	c.network.cut(old.id, true)
 	eventually(t, "another node leads", func() bool { return c.leader() != old })
