@@ -37,6 +37,8 @@ type comparison struct {
 	Fdatasync  float64 `json:"fdatasync_us"`
 	Replicated float64 `json:"replicated_floor_us"`
 	Seconds    float64 `json:"seconds"`
+	// IdleAllocs is what all nodes of ours together allocate in a second without any load; 0 when not measured.
+	IdleAllocs float64 `json:"idle_allocs_per_second,omitempty"`
 	// Left says which peers took no part, and why.
 	Left []string `json:"left_out,omitempty"`
 	Rows []result `json:"peers"`
@@ -160,6 +162,9 @@ func compare(ctx context.Context, o compareOptions) (_ *comparison, err error) {
 		return nil, err
 	}
 	c.Left = left
+	if c.IdleAllocs, err = idleAllocs(ctx, o.metrics); err != nil {
+		return nil, err
+	}
 	for _, s := range sides {
 		if s.load == nil {
 			continue
@@ -248,4 +253,34 @@ func spreadOf(values []float64) spread {
 		return spread{}
 	}
 	return spread{median(values), slices.Min(values), slices.Max(values)}
+}
+
+// idleTime is how long allocations of idle servers are counted.
+const idleTime = 5 * time.Second
+
+// idleAllocs counts what the servers allocate in a second while nobody asks them for anything. The first of three
+// questions tells, with the second, what a question costs.
+func idleAllocs(ctx context.Context, metrics []string) (float64, error) {
+	if len(metrics) == 0 {
+		return 0, nil
+	}
+	var counts [3]uint64
+	for i := range counts {
+		if i == len(counts)-1 {
+			select {
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(idleTime):
+			}
+		}
+		for _, endpoint := range metrics {
+			n, err := bench.ServerMallocs(ctx, endpoint)
+			if err != nil {
+				return 0, err
+			}
+			counts[i] += n
+		}
+	}
+	between, question := counts[2]-counts[1], counts[1]-counts[0]
+	return float64(between-min(between, question)) / idleTime.Seconds(), nil
 }

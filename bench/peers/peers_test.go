@@ -24,14 +24,14 @@ func number(f float64) *float64 { return &f }
 func sample() *results {
 	c := &comparison{
 		Date: "2026-01-02", Commit: "0123456789abcdef", Machine: bench.Machine{CPU: "Example CPU", Cores: 2, Memory: 24 << 30, Kernel: "Linux 6.1", FileSystem: "ext4", Go: "go1.26"},
-		Fdatasync: 128, Replicated: 251, Seconds: 2, Left: []string{"redis-benchmark: not installed"},
+		Fdatasync: 128, Replicated: 251, Seconds: 2, IdleAllocs: 12_000, Left: []string{"redis-benchmark: not installed"},
 		Rows: []result{
 			{Row: rowPut, Peer: "etcd 3.7.3", Unit: unitRate, Pairs: []pair{
 				{Own: turn{Figure: 120_000, CPU: 9, ClientAllocs: number(1), ServerAllocs: number(20)}, Other: turn{Figure: 10_000, CPU: 100}},
 				{Own: turn{Figure: 130_000, CPU: 8, ClientAllocs: number(3), ServerAllocs: number(22)}, Other: turn{Figure: 10_000, CPU: 100}},
 				{Own: turn{Figure: 60_000, CPU: 20, ClientAllocs: number(2), ServerAllocs: number(21)}, Other: turn{Figure: 10_000, CPU: 100}},
 			}},
-			{Row: rowGet, Peer: "redis 7.0.15", Unit: unitRate, Pairs: []pair{{Own: turn{Figure: 400_000, CPU: 1}, Other: turn{Figure: 200_000, CPU: 2}}}},
+			{Row: rowGet, Peer: "redis 7.0.15", Unit: unitRate, Pairs: []pair{{Own: turn{Figure: 400_000, CPU: 1, ClientAllocs: number(0.002), ServerAllocs: number(0.035)}, Other: turn{Figure: 200_000, CPU: 2}}}},
 			{Row: "lone GET, p50", Peer: "redis 7.0.15", Unit: unitP50, Pairs: []pair{{Own: turn{Figure: 40, failed: 1, why: "get found no record"}, Other: turn{Figure: 50}}}},
 			{Row: "lone PUT, three nodes, p50", Peer: "floor of three processes", Unit: unitP50, Pairs: []pair{{Own: turn{Figure: 1300, CPU: 900}, Other: turn{Figure: 1000}}}},
 		},

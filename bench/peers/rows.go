@@ -45,7 +45,7 @@ var rows = []row{
 
 // Targets without a peer.
 const (
-	// getAllocsMax stands for none: what a node and the runtime do besides the operations is in the count.
+	// getAllocsMax stands for none: what the runtime does besides the operations is in the count.
 	getAllocsMax = 0.01
 	// putAllocsMax is what is allowed beyond Badger's own.
 	putAllocsMax = 2
