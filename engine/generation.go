@@ -237,26 +237,30 @@ func (s *store) openBadger() (*badger.DB, error) {
 		if last == nil {
 			db, last = badger.OpenManaged(s.badgerOptions())
 		}
+		counts := last != nil && !environmental(last) // else not the data's fault
+		if counts {
+			// Before the trace is given up: another goroutine of this opening may still meet the damage, and end the process.
+			if err := fail(); err != nil {
+				return nil, errors.Join(err, disarm())
+			}
+		}
 		if err := disarm(); err != nil {
 			if db != nil {
 				err = errors.Join(err, db.Close())
 			}
 			return nil, err
 		}
-		if last == nil {
+		switch {
+		case counts:
+			s.log.Warn("cannot open Badger", "dir", s.genDir, "failures", failures, "error", last)
+		case last != nil:
+			return nil, fmt.Errorf("cannot open Badger in %q: %w", s.genDir, last)
+		default:
 			if err := removeOpening(flag); err != nil {
 				return nil, errors.Join(err, db.Close())
 			}
 			return db, nil
 		}
-		if environmental(last) {
-			// Not the data's fault: it must not count.
-			return nil, fmt.Errorf("cannot open Badger in %q: %w", s.genDir, last)
-		}
-		if err := fail(); err != nil {
-			return nil, err
-		}
-		s.log.Warn("cannot open Badger", "dir", s.genDir, "failures", failures, "error", last)
 	}
 	return nil, damaged(fmt.Sprintf("Badger could not be opened %d times in a row (the count is in %s; remove that file to try again)", failures, flag), last)
 }
