@@ -18,7 +18,7 @@ const (
 )
 
 // conn is a connection between two nodes. The transport knows all of them, so that Close silences the
-// node at once: the library keeps no list of inbound ones.
+// node at once.
 type conn struct {
 	net.Conn
 
@@ -38,8 +38,8 @@ type conn struct {
 	once sync.Once
 }
 
-// Write bounds each step instead of the whole: the library sets one deadline per call whatever the size,
-// under which a large append over a slow link would fail for ever.
+// Write bounds each step instead of the whole: under one deadline per call, whatever its size, a large append over a
+// slow link would fail for ever.
 func (c *conn) Write(b []byte) (n int, err error) {
 	if c.step == 0 {
 		return c.Conn.Write(b)
@@ -73,14 +73,6 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.sent = 0
 	}
 	return n, err
-}
-
-// SetDeadline ignores the library's deadlines once the connection sets its own.
-func (c *conn) SetDeadline(at time.Time) error {
-	if c.step != 0 {
-		return nil
-	}
-	return c.Conn.SetDeadline(at)
 }
 
 // Close closes the connection; twice is once.

@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"syscall"
 	"time"
-
-	"github.com/hashicorp/raft"
 )
 
 // dialError is a failure to get a connection. A call that fails so was never sent.
@@ -25,20 +22,6 @@ func refusedBy(id, address, text string) error {
 
 func rejectedAt(id, address, text string) error {
 	return fmt.Errorf("%w: what answers for node %q at %s is not trusted by this node: %s", ErrRefused, id, address, text)
-}
-
-// target is what the library dials: it hands over nothing but an address.
-func target(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
-	return raft.ServerAddress(string(id) + "@" + string(address))
-}
-
-// splitTarget undoes target. An address holds no "@", an id may.
-func splitTarget(s raft.ServerAddress) (id, address string, ok bool) {
-	i := strings.LastIndexByte(string(s), '@')
-	if i < 0 {
-		return "", "", false
-	}
-	return string(s[:i]), string(s[i+1:]), true
 }
 
 // dial connects to a node and shakes hands. impatient fails at once while the node's last definite
@@ -205,11 +188,6 @@ func stale(err error) bool {
 	var dial *dialError
 	if err == nil || errors.As(err, &dial) {
 		return false
-	}
-	// What fails while an answer is decoded is wrapped by the library's codec, whose errors have a Cause and no Unwrap.
-	var decoding interface{ Cause() error }
-	if errors.As(err, &decoding) {
-		err = errors.Join(err, decoding.Cause())
 	}
 	for _, sign := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, sign) {

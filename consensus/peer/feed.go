@@ -12,8 +12,25 @@ import (
 
 var errUnbound = errors.New("this node is only just starting")
 
-// feed stands between the library's network side and raft: one goroutine through which all messages pass
-// in order.
+// deliver gives the call of another node to raft, or answers it. It waits until raft takes it; once the transport is
+// closed the call is dropped.
+func (t *Transport) deliver(rpc raft.RPC) {
+	t.pass(func() { t.filter(rpc) })
+}
+
+// pass calls f with the gate held; false if the transport was closed meanwhile.
+func (t *Transport) pass(f func()) bool {
+	select {
+	case t.gate <- struct{}{}:
+		f()
+		<-t.gate
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+}
+
+// feed gives raft what comes neither as a call of another node nor from raft itself.
 func (t *Transport) feed() {
 	defer t.wg.Done()
 	for {
@@ -21,16 +38,16 @@ func (t *Transport) feed() {
 		case <-t.ctx.Done():
 			return
 		case rpc := <-t.self:
-			t.forward(rpc)
-		case rpc := <-t.inner.Consumer():
-			t.filter(rpc)
+			t.pass(func() { t.forward(rpc) })
 		case job := <-t.installs:
-			t.finish(job)
+			if !t.pass(func() { t.finish(job) }) {
+				job.done <- installDone{err: ErrClosed}
+			}
 		}
 	}
 }
 
-// forward gives a message to raft; false if the transport was closed meanwhile.
+// forward gives a message to raft; false if the transport was closed meanwhile. REQUIRES: gate held.
 func (t *Transport) forward(rpc raft.RPC) bool {
 	select {
 	case t.out <- rpc:
@@ -61,7 +78,7 @@ func (t *Transport) settle() bool {
 	}
 }
 
-// filter passes a message of another node on, answers it itself, or changes it.
+// filter passes a message of another node on, answers it itself, or changes it. REQUIRES: gate held.
 func (t *Transport) filter(rpc raft.RPC) {
 	switch req := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
@@ -95,11 +112,6 @@ func (t *Transport) filter(rpc raft.RPC) {
 			rpc.Respond(&raft.TimeoutNowResponse{RPCHeader: t.header()}, err)
 			return
 		}
-	case *raft.InstallSnapshotRequest:
-		// Nodes send snapshots on connections of their own. There is no good answer: after one the library
-		// would go on to read the snapshot's bytes as messages. Without one the connection is done for.
-		t.log.Error("another node sends a snapshot as a call of raft", "peer", string(req.ID))
-		return
 	}
 	t.forward(rpc)
 }
@@ -267,5 +279,5 @@ func (t *Transport) hold(h *heldAnswer) {
 			}
 		}
 	}
-	h.to <- answer // one answer per message, and the library's channel holds one
+	h.to <- answer // one answer per message, and the channel holds one
 }

@@ -126,7 +126,7 @@ func TestTimeoutNow_OfAnotherTerm_IsDropped(t *testing.T) {
 	}
 	// Without a stamp.
 	var resp raft.TimeoutNowResponse
-	if err := a.inner.TimeoutNow("node-2", target("node-2", b.LocalAddr()), &raft.TimeoutNowRequest{RPCHeader: a.header()}, &resp); err == nil || !strings.Contains(err.Error(), "no term") {
+	if err := a.call("node-2", b.LocalAddr(), &raft.TimeoutNowRequest{RPCHeader: a.header()}, &resp); err == nil || !strings.Contains(err.Error(), "no term") {
 		t.Errorf("without a stamp: %v", err)
 	}
 }

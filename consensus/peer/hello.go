@@ -14,8 +14,8 @@ import (
 type Purpose string
 
 const (
-	// PurposeRaft carries raft's calls in the library's format.
-	PurposeRaft Purpose = "raft"
+	// PurposeRaft carries raft's calls as messages (message.go), one after the other.
+	PurposeRaft Purpose = "calls"
 	// PurposeInstall carries one snapshot.
 	PurposeInstall Purpose = "install"
 	// PurposePulse carries a question about a node's clocks and state, and the answer, again and again.

@@ -6,51 +6,7 @@ import (
 	"io"
 	"net"
 	"time"
-
-	"github.com/hashicorp/raft"
 )
-
-// stream is the library's view of the network: connections whose handshake is over.
-type stream struct{ t *Transport }
-
-var _ raft.StreamLayer = stream{}
-
-// Accept implements net.Listener.
-func (s stream) Accept() (net.Conn, error) {
-	select {
-	case c := <-s.t.ready:
-		return c, nil
-	case <-s.t.ctx.Done():
-		return nil, ErrClosed
-	}
-}
-
-// Close implements net.Listener. Transport.Close closes what there is to close.
-func (s stream) Close() error { return nil }
-
-// Addr implements net.Listener: the advertised address.
-func (s stream) Addr() net.Addr { return advertised(s.t.o.Address) }
-
-// Dial implements raft.StreamLayer.
-func (s stream) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error) {
-	id, address, ok := splitTarget(to)
-	if !ok {
-		return nil, &dialError{errors.New("BUG: the library dials " + string(to))}
-	}
-	c, err := s.t.dial(s.t.ctx, id, address, PurposeRaft, true)
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-type advertised raft.ServerAddress
-
-// Network implements net.Addr.
-func (a advertised) Network() string { return "tcp" }
-
-// String implements net.Addr.
-func (a advertised) String() string { return string(a) }
 
 // listen takes connections until the listener is closed. Owned by Transport.
 func (t *Transport) listen() {
@@ -80,7 +36,7 @@ func (t *Transport) listen() {
 		select {
 		case t.handshakes <- struct{}{}:
 			t.wg.Add(1)
-			go t.welcome(c) // owned by Transport; ends with the connection's handshake or snapshot
+			go t.welcome(c) // owned by Transport; ends with the connection
 		default:
 			t.drop(c, "too many connections are in their handshake")
 		}
@@ -99,7 +55,7 @@ func closeQuietly(t *Transport, c io.Closer) {
 	}
 }
 
-// welcome is the accepting side of a handshake, in its own goroutine: the library accepts one by one.
+// welcome is the accepting side of a connection, in its own goroutine: the handshake, and what comes behind it.
 func (t *Transport) welcome(c *conn) {
 	defer t.wg.Done()
 	h, ok := t.meet(c)
@@ -108,11 +64,7 @@ func (t *Transport) welcome(c *conn) {
 	case !ok:
 		closeQuietly(t, c)
 	case h.Purpose == PurposeRaft:
-		select {
-		case t.ready <- c:
-		case <-t.ctx.Done():
-			closeQuietly(t, c)
-		}
+		t.serveCalls(c)
 	case h.Purpose == PurposeInstall:
 		t.serveInstall(c, h.Source)
 	case h.Purpose == PurposePulse:

@@ -173,3 +173,12 @@ func TestMemory_ThreeRafts_ElectReplicateAndSurviveOneLess(t *testing.T) {
 		agreeOn(t, members, "b")
 	})
 }
+
+// advertised is an address as a net.Addr.
+type advertised raft.ServerAddress
+
+// Network implements net.Addr.
+func (a advertised) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a advertised) String() string { return string(a) }

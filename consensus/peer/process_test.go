@@ -350,7 +350,7 @@ func runChild(fields string) error {
 	}()
 	for old := map[string]string{}; ; time.Sleep(20 * time.Millisecond) {
 		for _, to := range f[3:] {
-			id, address, _ := splitTarget(raft.ServerAddress(to))
+			id, address, _ := strings.Cut(to, "@")
 			var resp raft.AppendEntriesResponse
 			text := "let in"
 			if err := tr.AppendEntries(raft.ServerID(id), raft.ServerAddress(address), heartbeat(tr, 1), &resp); err != nil {

@@ -9,12 +9,12 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// call runs one call of the library, again with another connection if the pool held one whose other end
+// call makes one call of raft's, again with another connection if the pool held one whose other end
 // has gone: without this a candidate would lose a vote, and a whole election timeout, to a node that was
 // restarted since they last talked. All calls may be delivered twice.
-func (t *Transport) call(f func() error) error {
+func (t *Transport) call(id raft.ServerID, to raft.ServerAddress, args, resp any) error {
 	for attempt := 0; ; attempt++ {
-		err := f()
+		err := t.exchange(callee{id, to}, args, resp)
 		if attempt == poolMax || !stale(err) {
 			return err
 		}
@@ -24,7 +24,7 @@ func (t *Transport) call(f func() error) error {
 	}
 }
 
-// AppendEntriesPipeline implements raft.Transport. There is no pipeline: in the library's, one answer
+// AppendEntriesPipeline implements raft.Transport. There is no pipeline: as raft drives one, one answer
 // without success can stop replication to a follower for ever (hashicorp/raft #612).
 func (t *Transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
 	return nil, raft.ErrPipelineReplicationNotSupported
@@ -74,14 +74,10 @@ func (t *Transport) appendPiece(id raft.ServerID, to raft.ServerAddress, args *r
 			return err
 		}
 	}
-	var sentAt int64
-	err := t.call(func() error {
-		// The library's heartbeat loop reuses one response, and msgpack leaves absent fields as they were.
-		*resp = raft.AppendEntriesResponse{}
-		sentAt = int64(t.o.Clock.Boot())
-		return t.inner.AppendEntries(id, target(id, to), args, resp)
-	})
-	if err != nil {
+	// raft's heartbeat loop reuses one response, and looks at it after a call that failed.
+	*resp = raft.AppendEntriesResponse{}
+	sentAt := int64(t.o.Clock.Boot()) // before the first attempt: what a later one allows is more
+	if err := t.call(id, to, args, resp); err != nil {
 		if size > 0 && strings.HasPrefix(err.Error(), noRoom) {
 			t.setFull(id, true)
 		}
@@ -121,10 +117,8 @@ func asksForRoom(req *raft.AppendEntriesRequest) (size int64, ok bool) {
 func (t *Transport) askForRoom(id raft.ServerID, to raft.ServerAddress, size int64) error {
 	h := t.header()
 	h.Addr = strconv.AppendInt(append(h.Addr, roomMark...), size, 10)
-	err := t.call(func() error {
-		var resp raft.AppendEntriesResponse
-		return t.inner.AppendEntries(id, target(id, to), &raft.AppendEntriesRequest{RPCHeader: h}, &resp)
-	})
+	var resp raft.AppendEntriesResponse
+	err := t.call(id, to, &raft.AppendEntriesRequest{RPCHeader: h}, &resp)
 	if err == nil {
 		t.setFull(id, false)
 	}
@@ -157,10 +151,8 @@ func (t *Transport) RequestVote(id raft.ServerID, to raft.ServerAddress, args *r
 		plain.LeadershipTransfer = false
 		args = &plain
 	}
-	return t.call(func() error {
-		*resp = raft.RequestVoteResponse{}
-		return t.inner.RequestVote(id, target(id, to), args, resp)
-	})
+	*resp = raft.RequestVoteResponse{}
+	return t.call(id, to, args, resp)
 }
 
 // libraryUnknown is the text that the library takes for "this peer is too old for pre-votes", and then
@@ -172,10 +164,8 @@ func (t *Transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, args
 	if err := t.o.MayCampaign(); err != nil {
 		return notUnknown(fmt.Errorf("this node does not stand for election: %w", err))
 	}
-	return notUnknown(t.call(func() error {
-		*resp = raft.RequestPreVoteResponse{}
-		return t.inner.RequestPreVote(id, target(id, to), args, resp)
-	}))
+	*resp = raft.RequestPreVoteResponse{}
+	return notUnknown(t.call(id, to, args, resp))
 }
 
 // notUnknown keeps an error from being taken for a vote.
@@ -199,10 +189,8 @@ func (t *Transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, args *ra
 	t.o.OnTimeoutNow()
 	stamped := *args
 	stamped.Addr = []byte(string(args.Addr) + stampSeparator + strconv.FormatUint(term, 10))
-	return t.call(func() error {
-		*resp = raft.TimeoutNowResponse{}
-		return t.inner.TimeoutNow(id, target(id, to), &stamped, resp)
-	})
+	*resp = raft.TimeoutNowResponse{}
+	return t.call(id, to, &stamped, resp)
 }
 
 // unstamp splits what TimeoutNow joined.

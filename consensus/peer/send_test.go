@@ -3,14 +3,12 @@ package peer
 import (
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/raft"
 
 	"kvstore/internal/clock"
@@ -185,41 +183,5 @@ func TestRequestPreVote_ErrorWithTheLibrarysWords_IsNoVote(t *testing.T) {
 	b.Bind(newFakeNode(1))
 	if granted, err := askPreVote(a, b, 2); granted || err == nil || strings.Contains(err.Error(), libraryUnknown) {
 		t.Errorf("%v, %v", granted, err)
-	}
-}
-
-func TestSplitTarget_IDWithAnAtSign_KeepsIt(t *testing.T) {
-	if id, address, ok := splitTarget(target("a@b", "h:1")); id != "a@b" || address != "h:1" || !ok {
-		t.Errorf("%q, %q, %v", id, address, ok)
-	}
-	if _, _, ok := splitTarget("h:1"); ok {
-		t.Error("an address without an id was taken")
-	}
-}
-
-// What fails while an answer is decoded comes wrapped by the codec.
-func TestStale_ConnectionClosedUnderTheDecoder_IsSeenThroughTheCodec(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var answer string
-	err = codec.NewDecoder(c, &codec.MsgpackHandle{}).Decode(&answer)
-	if err == nil || errors.Is(err, net.ErrClosed) {
-		t.Fatalf("%v: this is not how the codec fails", err)
-	}
-	if !stale(err) {
-		t.Errorf("%v does not count as a connection whose other end has gone", err)
-	}
-	if stale(codec.NewDecoder(strings.NewReader("\xc1"), &codec.MsgpackHandle{}).Decode(&answer)) {
-		t.Error("an answer that makes no sense counts as a connection whose other end has gone")
 	}
 }

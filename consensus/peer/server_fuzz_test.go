@@ -146,8 +146,11 @@ func FuzzConnection(f *testing.F) {
 			Address: "10.0.0.1:7300", Cluster: incarnation(0xcc), History: incarnation(0xdd), Heartbeat: 600 * time.Millisecond,
 		})
 	}
-	f.Add(byte(0), true, []byte{0, 0x80}, false)
-	f.Add(byte(0), true, []byte{4, 0x81, 0xa4, 'T', 'e', 'r', 'm', 7}, false)
+	for _, call := range someCalls() {
+		b := messageBytes(f, call)
+		f.Add(byte(0), true, b, false)
+		f.Add(byte(0), true, append(b, b[:len(b)/2]...), false)
+	}
 	f.Add(byte(1), true, []byte(`{"protocol_version":3,"id":"bm9kZS0x","addr":"","snapshot_version":1,"term":9,"last_log_index":100,"last_log_term":3,"configuration":"AA==","size":10}`), true)
 	f.Add(byte(2), true, []byte(`{"seq":1,"applied":5,"held":[{"id":"node-1","incarnation":"01010101010101010101010101010101","starts":1,"index":7}]}`), true)
 	f.Add(byte(3), true, []byte(`{"reach":9}`), true)

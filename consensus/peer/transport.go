@@ -7,12 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -22,14 +20,12 @@ type Transport struct {
 	o          Options
 	log        *slog.Logger
 	book       *book
-	inner      *raft.NetworkTransport
 	holdUntil  time.Time       // (pre-)votes are refused until then
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
 	out        chan raft.RPC // to raft; unbuffered, see settle
 	self       chan raft.RPC // from Campaign
 	installs   chan *installJob
-	ready      chan *conn    // inbound connections for the library
 	handshakes chan struct{} // one token per handshake under way
 	met        chan struct{} // a token when pulse may find a node that it does not know
 
@@ -37,6 +33,7 @@ type Transport struct {
 	sending, receiving rate
 
 	conns    connections
+	callers  callers
 	holdings holdings
 	wg       sync.WaitGroup // listen, welcome, feed, held answers, pulses
 
@@ -48,7 +45,10 @@ type Transport struct {
 	installing atomic.Bool   // a snapshot is being received or installed
 	serving    atomic.Bool   // a snapshot is being sent to a node that fetches it
 
-	// Owned by feed.
+	// gate has a token while something is given to raft: all of it passes in order. It is no mutex, because whoever
+	// waits for raft waits for a disk, and Close must end that.
+	gate chan struct{}
+	// Guarded by gate.
 	waiting backlog
 	orders  uint64 // counts the TimeoutNow that raft was given
 
@@ -90,39 +90,23 @@ func New(o Options) (*Transport, error) {
 		holdUntil:  time.Now().Add(o.HoldVotes),
 		out:        make(chan raft.RPC),
 		self:       make(chan raft.RPC, 1),
+		gate:       make(chan struct{}, 1),
 		installs:   make(chan *installJob),
-		ready:      make(chan *conn),
 		handshakes: make(chan struct{}, handshakesMax),
 		met:        make(chan struct{}, 1),
 		conns:      connections{open: map[*conn]struct{}{}},
+		callers:    callers{idle: map[callee][]*caller{}},
 		holdings:   holdings{of: map[string]holding{}},
 		contacts:   map[string]*contact{},
 		pulsed:     map[string]bool{},
 		sending:    newRate(o.SnapshotRateBytes),
 		receiving:  newRate(o.SnapshotRateBytes),
 	}
-	t.inner = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:          stream{t},
-		Logger:          hclog.New(&hclog.LoggerOptions{Output: libraryLog{t.log}, Level: hclog.Warn, DisableTime: true}),
-		MaxPool:         poolMax,
-		MaxRPCsInFlight: 1,
-		Timeout:         o.Timeout,
-	})
 	t.wg.Add(3)
 	go t.listen() // owned by Transport; ends with Close
 	go t.feed()   // owned by Transport; ends with Close
 	go t.pulse()  // owned by Transport; ends with Close
 	return t, nil
-}
-
-// libraryLog takes the library's log lines. They tell of each connection that ends, which is nobody's
-// concern but a developer's: debug.
-type libraryLog struct{ log *slog.Logger }
-
-// Write implements io.Writer.
-func (l libraryLog) Write(b []byte) (int, error) {
-	l.log.Debug("raft transport", "line", strings.TrimSpace(string(b)))
-	return len(b), nil
 }
 
 // Bind gives the transport this node's raft. Until then votes, snapshots and TimeoutNow are refused.
@@ -276,7 +260,7 @@ func (t *Transport) Close() error {
 		if errors.Is(err, net.ErrClosed) {
 			err = nil
 		}
-		t.closeErr = errors.Join(err, t.inner.Close())
+		t.closeErr = err
 		t.conns.close(func(*conn) bool { return true }, true)
 		t.wg.Wait()
 	})
