@@ -29,8 +29,8 @@ import (
 //	timeout now    nothing more
 //	answer         error bytes · term u64 · last index u64 · flags u8 (1 success or granted, 2 no back-off)
 //
-// raft's deprecated fields (the leader's and the candidate's address beside the header, a list of peers) are those that
-// the header gives, or empty. The form has no version of its own: the handshake's purpose names it.
+// raft's deprecated fields (the leader's and the candidate's address beside the header, a list of peers) do not travel: it
+// reads the header. The form has no version of its own: the handshake's purpose names it.
 type messageKind byte
 
 const (
@@ -349,11 +349,11 @@ func decodeCall(kind messageKind, body []byte) (any, error) {
 	var args any
 	switch kind {
 	case messageAppend:
-		a := &raft.AppendEntriesRequest{RPCHeader: h, Leader: h.Addr, Term: m.u64(), PrevLogEntry: m.u64(), PrevLogTerm: m.u64(), LeaderCommitIndex: m.u64()}
+		a := &raft.AppendEntriesRequest{RPCHeader: h, Term: m.u64(), PrevLogEntry: m.u64(), PrevLogTerm: m.u64(), LeaderCommitIndex: m.u64()}
 		a.Entries = m.entries()
 		args = a
 	case messageVote:
-		args = &raft.RequestVoteRequest{RPCHeader: h, Candidate: h.Addr, Term: m.u64(), LastLogIndex: m.u64(), LastLogTerm: m.u64(), LeadershipTransfer: m.flags(1) == 1}
+		args = &raft.RequestVoteRequest{RPCHeader: h, Term: m.u64(), LastLogIndex: m.u64(), LastLogTerm: m.u64(), LeadershipTransfer: m.flags(1) == 1}
 	case messagePreVote:
 		args = &raft.RequestPreVoteRequest{RPCHeader: h, Term: m.u64(), LastLogIndex: m.u64(), LastLogTerm: m.u64()}
 	case messageTimeoutNow:

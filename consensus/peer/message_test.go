@@ -20,20 +20,20 @@ import (
 func someCalls() []any {
 	h := raft.RPCHeader{ProtocolVersion: 3, ID: []byte("node-1"), Addr: []byte("10.0.0.1:7300")}
 	return []any{
-		&raft.AppendEntriesRequest{RPCHeader: h, Leader: h.Addr, Term: 7},
-		&raft.AppendEntriesRequest{RPCHeader: h, Leader: h.Addr, Term: 1 << 63, PrevLogEntry: 10, PrevLogTerm: 6, LeaderCommitIndex: 9, Entries: []*raft.Log{
+		&raft.AppendEntriesRequest{RPCHeader: h, Term: 7},
+		&raft.AppendEntriesRequest{RPCHeader: h, Term: 1 << 63, PrevLogEntry: 10, PrevLogTerm: 6, LeaderCommitIndex: 9, Entries: []*raft.Log{
 			{Index: 11, Term: 7, Type: raft.LogCommand, Data: []byte("first"), AppendedAt: time.Unix(0, 1700000000123456789)},
 			{Index: 12, Term: 7, Type: raft.LogNoop},
 			{Index: 13, Term: 7, Type: raft.LogConfiguration, Data: []byte{0}, Extensions: []byte("more")},
 		}},
-		&raft.AppendEntriesRequest{RPCHeader: h, Leader: h.Addr, Term: 7, Entries: []*raft.Log{
+		&raft.AppendEntriesRequest{RPCHeader: h, Term: 7, Entries: []*raft.Log{
 			{Index: 1, Term: 1, Data: bytes.Repeat([]byte{1}, messageInline)},
 			{Index: 2, Term: 1, Data: bytes.Repeat([]byte{2}, messageInline+1), Extensions: bytes.Repeat([]byte{3}, 2*messageInline)},
 			{Index: 3, Term: 1, Data: bytes.Repeat([]byte{4}, 3*messageChunk)},
 			{Index: 4, Term: 1, Data: []byte{5}},
 		}},
-		&raft.RequestVoteRequest{RPCHeader: h, Candidate: h.Addr, Term: 8, LastLogIndex: 3, LastLogTerm: 2},
-		&raft.RequestVoteRequest{RPCHeader: h, Candidate: h.Addr, Term: 8, LastLogIndex: 3, LastLogTerm: 2, LeadershipTransfer: true},
+		&raft.RequestVoteRequest{RPCHeader: h, Term: 8, LastLogIndex: 3, LastLogTerm: 2},
+		&raft.RequestVoteRequest{RPCHeader: h, Term: 8, LastLogIndex: 3, LastLogTerm: 2, LeadershipTransfer: true},
 		&raft.RequestPreVoteRequest{RPCHeader: h, Term: 9, LastLogIndex: 4, LastLogTerm: 1},
 		&raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("node-1"), Addr: []byte("a:1|7")}},
 	}
