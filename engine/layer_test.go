@@ -153,7 +153,7 @@ func TestLayer_KeysOfOneHash_AreToldApart(t *testing.T) {
 			t.Fatalf("%d: %q, %v", i, v, known)
 		}
 	}
-	if l.find(7, []byte("x")) != 0 {
+	if l.newest(7, []byte("x")) != 0 {
 		t.Error("a key was taken for another")
 	}
 }

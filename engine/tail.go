@@ -139,12 +139,12 @@ func (s *store) drain(p *published) error {
 	l, fence := t.sealed, s.fence.Load()
 	d := drainer{db: s.db, bytesMax: min(drainBytesMax, s.txnBytesMax), countMax: min(drainKeysMax, s.txnCountMax)}
 	keys := l.ordered()
-	for _, place := range keys {
-		k := l.keys.at(place)
-		key := l.view(k.bytes)
-		for at := k.newest; at != 0; {
-			v := l.versions.at(at)
-			if err := d.put(key, l.valueOf(v), v.ts); err != nil {
+	for i, place := range keys {
+		v := l.at(place)
+		keys[i] = l.newest(v.hash, v.key)
+		for at := keys[i]; at != 0; {
+			v = l.at(at)
+			if err := d.put(v.key, v.value, v.ts); err != nil {
 				return err
 			}
 			if at = v.older; v.ts <= fence {
@@ -157,13 +157,12 @@ func (s *store) drain(p *published) error {
 	}
 	if s.onDrained != nil {
 		for _, place := range keys {
-			k := l.keys.at(place)
-			v := l.versions.at(k.newest)
-			s.onDrained(k.hash, l.view(k.bytes), v.ts, l.valueOf(v))
+			v := l.at(place)
+			s.onDrained(v.hash, v.key, v.ts, v.value)
 		}
 	}
 	s.metrics.drained.Add(d.versions)
-	s.metrics.collapsed.Add(uint64(l.versions.n.Load()) - d.versions)
+	s.metrics.collapsed.Add(l.versions.Load() - d.versions)
 	s.metrics.drain.Observe(time.Since(start))
 	s.tail.Store(&tail{active: s.tail.Load().active, flushed: p.ts})
 	return nil
