@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"encoding/binary"
 	"slices"
 	"sort"
@@ -76,11 +75,18 @@ const (
 	layerSlotsMin = 1 << 8
 )
 
-func newLayer() *layer {
+func newLayer() *layer { return newLayerOf(layerSlotsMin) }
+
+// newLayerOf makes a layer whose index has so many slots, a power of two, at first.
+func newLayerOf(slots int) *layer {
 	l := new(layer)
-	l.index.Store(&layerIndex{make([]atomic.Uint64, layerSlotsMin)})
+	l.index.Store(&layerIndex{make([]atomic.Uint64, slots)})
 	return l
 }
+
+// next makes the layer that follows a full one. Its index begins at half the size, since most often as many keys come again: it
+// grows once then, not ten times.
+func (l *layer) next() *layer { return newLayerOf(max(layerSlotsMin, len(l.index.Load().slots)/2)) }
 
 // add adds what an entry has stored at ts, and gives what the layer takes now. ok is false if it is sealed: then nothing was added.
 // REQUIRES: caller is the applier; ts is above that of what was added before.
@@ -231,11 +237,15 @@ func (l *layer) order() [][]layerPlace {
 	if from == to {
 		return l.runs
 	}
-	run := make([]layerPlace, 0, to-from)
+	fresh := make([]sortedKey, 0, to-from)
 	for i := from + 1; i <= to; i++ {
-		run = append(run, *l.keys.at(i))
+		fresh = append(fresh, sortedKey{place: *l.keys.at(i)})
 	}
-	slices.SortFunc(run, func(a, b layerPlace) int { return bytes.Compare(l.key(a), l.key(b)) })
+	sortKeys(fresh, l.key)
+	run := make([]layerPlace, len(fresh))
+	for i := range fresh {
+		run[i] = fresh[i].place
+	}
 	runs := slices.Clone(l.runs)
 	for len(runs) > 0 && len(runs[len(runs)-1]) < 2*len(run) {
 		run = l.merge(runs[len(runs)-1], run)
@@ -257,12 +267,16 @@ func (l *layer) merge(a, b []layerPlace) []layerPlace {
 	return append(append(all, a...), b...)
 }
 
-// ordered gives all keys in order, in a slice that is the caller's own.
-func (l *layer) ordered() (all []layerPlace) {
-	runs := l.order()
-	for i := len(runs) - 1; i >= 0; i-- {
-		all = l.merge(runs[i], all)
+// ordered gives the newest version of each key, in the order of the keys. REQUIRES: the layer is sealed.
+func (l *layer) ordered() []sortedKey {
+	x := l.index.Load()
+	all := make([]sortedKey, 0, l.keys.n.Load())
+	for i := range x.slots {
+		if slot := x.slots[i].Load(); slot != 0 {
+			all = append(all, sortedKey{place: layerPlace(slot & layerPlaceMask)})
+		}
 	}
+	sortKeys(all, l.key)
 	return all
 }
 

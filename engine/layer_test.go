@@ -278,3 +278,53 @@ func TestDrain_KeyWrittenManyTimes_OnlyWhatCanBeReadGoesToBadger(t *testing.T) {
 		})
 	}
 }
+
+// Keys of every length, with long equal parts and zeros at their ends, come in the order that bytes.Compare gives.
+func TestSortKeys_RandomKeys_AreInOrder(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 200 {
+		l := newLayer()
+		common := bytes.Repeat([]byte{'c'}, rng.IntN(20))
+		letters := 1 + rng.IntN(3)
+		want := map[string]bool{}
+		for range rng.IntN(400) {
+			key := append([]byte{'D'}, common[:rng.IntN(2)*len(common)]...)
+			for range rng.IntN(24) {
+				key = append(key, byte(rng.IntN(letters)))
+			}
+			want[string(key)] = true
+		}
+		ts := uint64(0)
+		for key := range want {
+			for range 1 + rng.IntN(2) {
+				ts++
+				l.add(ts, []stored{{hashKey([]byte(key)), []byte(key), fmt.Append(nil, ts)}})
+			}
+		}
+		var got []string
+		for _, k := range l.ordered() {
+			v := l.at(k.place)
+			if newest, _ := l.get(v.hash, v.key, ts); string(newest) != string(v.value) {
+				t.Fatalf("%q: version %s, the newest is %s", v.key, v.value, newest)
+			}
+			got = append(got, string(v.key))
+		}
+		if !slices.Equal(got, slices.Sorted(maps.Keys(want))) {
+			t.Fatalf("%d keys are out of order", len(got))
+		}
+	}
+}
+
+func BenchmarkLayer_Ordered(b *testing.B) {
+	l := newLayer()
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range uint64(260_000) {
+		key := fmt.Appendf(nil, "D\x00\x00\x00\x01user%010d", rng.IntN(100_000))
+		l.add(1+i, []stored{{hashKey(key), key, make([]byte, 148)}})
+	}
+	for b.Loop() {
+		l.ordered()
+	}
+}

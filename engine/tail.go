@@ -116,7 +116,7 @@ func (s *store) seal() (p *published, ok bool) {
 		return nil, false
 	}
 	l.sealed = true
-	s.tail.Store(&tail{active: newLayer(), sealed: l, flushed: t.flushed})
+	s.tail.Store(&tail{active: l.next(), sealed: l, flushed: t.flushed})
 	return p, true
 }
 
@@ -139,11 +139,9 @@ func (s *store) drain(p *published) error {
 	l, fence := t.sealed, s.fence.Load()
 	d := drainer{db: s.db, bytesMax: min(drainBytesMax, s.txnBytesMax), countMax: min(drainKeysMax, s.txnCountMax)}
 	keys := l.ordered()
-	for i, place := range keys {
-		v := l.at(place)
-		keys[i] = l.newest(v.hash, v.key)
-		for at := keys[i]; at != 0; {
-			v = l.at(at)
+	for _, k := range keys {
+		for at := k.place; at != 0; {
+			v := l.at(at)
 			if err := d.put(v.key, v.value, v.ts); err != nil {
 				return err
 			}
@@ -156,8 +154,8 @@ func (s *store) drain(p *published) error {
 		return err
 	}
 	if s.onDrained != nil {
-		for _, place := range keys {
-			v := l.at(place)
+		for _, k := range keys {
+			v := l.at(k.place)
 			s.onDrained(v.hash, v.key, v.ts, v.value)
 		}
 	}
