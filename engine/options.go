@@ -157,7 +157,7 @@ func (o Options) withDefaults() Options {
 	}
 	o.Logger = o.Logger.With("package", "engine", "group", o.Group)
 	setDefault(&o.MemtableBytes, memtableBytesDefault)
-	setDefault(&o.CheckpointBytes, 64<<20)
+	setDefault(&o.CheckpointBytes, 128<<20)
 	setDefault(&o.HistoryBytes, 8<<20)
 	setDefault(&o.PinBytesMax, 8<<30)
 	setDefault(&o.CacheBytes, 64<<20)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
 	"kvstore/internal/config"
 	"kvstore/node"
 )
@@ -77,6 +79,12 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	for _, name := range c.ignored {
 		log.Warn("the option is ignored: the data directory has a cluster already", "option", name, "data_dir", c.dataDir)
 	}
+
+	m, err := memorySettings(c.memoryLimit, env, memlimit.FromCgroup)
+	if err != nil {
+		log.Warn("the garbage collector knows no limit", "error", err)
+	}
+	m.apply(log, c.memoryWant())
 
 	// Signals first: one that arrives while the node starts must stop it too.
 	signals := make(chan os.Signal, 2)

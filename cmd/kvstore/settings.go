@@ -29,6 +29,7 @@ type settings struct {
 	scrubInterval                                               time.Duration
 	scrubRate                                                   int64
 	feedRetain, feedSegment, feedMemory                         int64
+	memoryLimit                                                 int64
 	priorityAfter, deadAfter                                    time.Duration
 	leaderPriority                                              int
 	idleTimeout, helloTimeout, partialTimeout, history          time.Duration
@@ -124,9 +125,10 @@ func (c *settings) declare(head string) *config.Set {
 	s.Bytes(&c.memtable, "memtable-size", 64<<20, 1<<20, 1<<30, "size of one memtable")
 	s.Int(&c.memtables, "memtables", 3, 1, 16, "full memtables that may wait for their flush")
 	s.Int(&c.compactors, "compactors", 0, 0, 16, "compaction workers, at least 3; 0: by the number of processors")
+	s.Bytes(&c.memoryLimit, "memory-limit", 0, 0, 1<<50, "memory that this process should stay below: its garbage is collected more often near it; at least 64MiB; 0: nine tenths of the control group's limit, if it has one. GOMEMLIMIT and GOGC in the environment count more")
 	s.Bytes(&c.cache, "cache-size", 64<<20, 0, 1<<40, "hot records kept in memory; 0: none")
 	s.Duration(&c.checkpointInterval, "checkpoint-interval", 30*time.Second, 10*time.Millisecond, 10*time.Minute, "longest time between two durable checkpoints under load: what a restart after a crash replays")
-	s.Bytes(&c.checkpointBytes, "checkpoint-size", 64<<20, 1<<20, 1<<30, "bytes in memory after which a checkpoint is made earlier; up to three times as much may stand there")
+	s.Bytes(&c.checkpointBytes, "checkpoint-size", 128<<20, 1<<20, 1<<30, "bytes in memory after which a checkpoint is made earlier; up to three times as much may stand there")
 	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
 	s.Bytes(&c.historySize, "history-size", 8<<20, 1<<20, 1<<40, "bytes stored after which the past is given up earlier; more costs throughput where keys are written over and over")
 
@@ -177,6 +179,9 @@ func (c *settings) check() error {
 	}
 	if c.compactors != 0 && c.compactors < compactorsLeast {
 		errs = append(errs, fmt.Errorf("compactors %d is below %d: only the third worker compacts the last level, without which deleted keys keep their space", c.compactors, compactorsLeast))
+	}
+	if c.memoryLimit != 0 && c.memoryLimit < memoryFloor {
+		errs = append(errs, fmt.Errorf("memory-limit %s is below %s: the node would do little but collect garbage", config.FormatBytes(c.memoryLimit), config.FormatBytes(memoryFloor)))
 	}
 	errs = append(errs, c.checkRequestLog())
 	if c.checkConfig {

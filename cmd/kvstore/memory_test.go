@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+func TestMemorySettings_EverySource_TheNearestCounts(t *testing.T) {
+	group := func(limit uint64, err error) func() (uint64, error) {
+		return func() (uint64, error) { return limit, err }
+	}
+	for name, c := range map[string]struct {
+		option int64
+		env    map[string]string
+		group  func() (uint64, error)
+		want   memory
+		failed bool
+	}{
+		"nothing":              {group: group(0, memlimit.ErrNoLimit), want: memory{percent: gcPercent}},
+		"no control groups":    {group: group(0, memlimit.ErrCgroupsNotSupported), want: memory{percent: gcPercent}},
+		"no control group":     {group: group(0, fmt.Errorf("x: %w", memlimit.ErrNoCgroup)), want: memory{percent: gcPercent}},
+		"unlimited, version 1": {group: group(math.MaxInt64&^0xfff, nil), want: memory{percent: gcPercent}},
+		"control group":        {group: group(1<<30, nil), want: memory{gcPercent, (1 << 30) / 100 * 90, "control group"}},
+		"tiny control group":   {group: group(1<<20, nil), want: memory{gcPercent, memoryFloor, "control group"}},
+		"option":               {option: 200 << 20, group: group(1<<30, nil), want: memory{gcPercent, 200 << 20, "memory-limit"}},
+		"GOMEMLIMIT":           {option: 200 << 20, env: map[string]string{"GOMEMLIMIT": "1GiB"}, group: group(1<<30, nil), want: memory{gcPercent, 0, "GOMEMLIMIT"}},
+		"GOGC":                 {option: 200 << 20, env: map[string]string{"GOGC": "off"}, group: group(1<<30, nil), want: memory{-1, 200 << 20, "memory-limit"}},
+		"unreadable":           {group: group(0, errors.New("broken")), want: memory{percent: gcPercent}, failed: true},
+	} {
+		got, err := memorySettings(c.option, func(k string) (string, bool) { v, ok := c.env[k]; return v, ok }, c.group)
+		// The share is taken of the whole first.
+		if diff := got.limit - c.want.limit; diff > -100 && diff < 100 {
+			got.limit = c.want.limit
+		}
+		if got != c.want || (err != nil) != c.failed {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
+		}
+	}
+}
+
+func TestMemory_Apply_SetsTheRuntimeAndWarnsOfOptionsBeyondTheLimit(t *testing.T) {
+	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, nil))
+	m := memory{percent: 40, limit: 3 << 30, origin: "memory-limit"}
+	m.apply(log, 1<<30)
+	if p, l := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); p != 40 || l != 3<<30 || out.Len() > 0 {
+		t.Errorf("percent %d, limit %d, %s", p, l, &out)
+	}
+	if m.apply(log, 4<<30); !strings.Contains(out.String(), "limit=3GiB") || !strings.Contains(out.String(), "options=4GiB") {
+		t.Errorf("warned: %s", &out)
+	}
+	debug.SetMemoryLimit(5 << 30)
+	m = memory{percent: -1}
+	m.apply(log, 1<<40)
+	if p, l := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); p != 40 || l != 5<<30 {
+		t.Errorf("what the environment decides was changed: percent %d, limit %d", p, l)
+	}
+}
