@@ -16,6 +16,7 @@ type Results struct {
 	Costs     []*CostReport
 	Reads     []*ReadsReport
 	Growths   []*GrowthReport
+	Stages    []*StagesReport
 }
 
 // ClusterTargets are what three nodes are built for, on a machine of two cores that also carries the load
@@ -259,6 +260,12 @@ func (r *Results) WriteTable(w io.Writer) error {
 	}
 	for _, g := range r.Growths {
 		if err := g.WriteTable(&b); err != nil {
+			return err
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, s := range r.Stages {
+		if err := s.WriteTable(&b); err != nil {
 			return err
 		}
 		fmt.Fprintln(&b)

@@ -91,25 +91,11 @@ func (r *results) read(from io.Reader) error {
 
 // replace puts the tables between the markers of a page.
 func replace(page string, r *results) error {
-	old, err := os.ReadFile(page)
-	if err != nil {
-		return fmt.Errorf("cannot read the page: %w", err)
-	}
-	head, rest, begins := strings.Cut(string(old), markerBegin)
-	_, tail, ends := strings.Cut(rest, markerEnd)
-	if !begins || !ends {
-		return fmt.Errorf("%s has no part between %q and %q", page, markerBegin, markerEnd)
-	}
 	var b strings.Builder
-	b.WriteString(head + markerBegin + "\n")
 	if err := r.write(&b); err != nil {
 		return err
 	}
-	b.WriteString(markerEnd + tail)
-	if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
-		return fmt.Errorf("cannot write the page: %w", err)
-	}
-	return nil
+	return bench.ReplaceInPage(page, markerBegin, markerEnd, b.String())
 }
 
 // Verdicts of the last column.
