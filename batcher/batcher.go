@@ -37,6 +37,7 @@ type Batcher struct {
 
 	// Owned by run.
 	proposal uint64
+	lastOps  int // operations of the last entry
 
 	stopped chan struct{} // closed when run has ended
 
@@ -142,19 +143,21 @@ func (b *Batcher) run() {
 			b.mu.Unlock()
 			return
 		}
-		b.mu.Unlock()
-
-		// One turn for those who are about to submit: measured, it multiplies the batch at 64 callers and
-		// costs a lone caller nothing. A timer would cost a millisecond when idle.
-		runtime.Gosched()
-
-		b.mu.Lock()
+		if lone := b.inFlight == 0 && b.lastOps == 1; !lone {
+			b.mu.Unlock()
+			// One turn for those who are about to submit: measured, it multiplies the batch at 64 callers. A lone caller it
+			// would cost 35 µs (a wait of 48 µs instead of 13), for this goroutine then waits until the event loop sleeps. A timer would cost a
+			// millisecond when idle.
+			runtime.Gosched()
+			b.mu.Lock()
+		}
 		now := b.o.Now()
 		e := b.take(now)
 		b.inFlight++
 		if b.isLarge(e) {
 			b.largeFlying = true
 		}
+		b.lastOps = len(e.waiters)
 		b.mu.Unlock()
 		b.propose(e, now)
 	}
