@@ -91,6 +91,7 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	go newGiver(givenBackLeast, quietBytes, quietTime).run(ctx) // owned by run; ends with ctx
 	began := time.Now()
 	o := c.options()
 	o.Logger, o.Version, o.Commit = log, version, commit

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"runtime/debug"
+	"runtime/metrics"
 	"strings"
 	"testing"
 
@@ -65,4 +66,51 @@ func TestMemory_Apply_SetsTheRuntimeAndWarnsOfOptionsBeyondTheLimit(t *testing.T
 	if p, l := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); p != 40 || l != 5<<30 {
 		t.Errorf("what the environment decides was changed: percent %d, limit %d", p, l)
 	}
+}
+
+// Goal: what a load leaves behind goes back to the system once the load has ended, once.
+func TestGiver_LoadHasEnded_MemoryGoesBackOnce(t *testing.T) {
+	debug.FreeOSMemory()
+	percent := debug.SetGCPercent(-1) // nothing else collects
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
+	const size = 64 << 20
+	g := newGiver(size/2, 1<<20, 0)
+	g.due() // what was allocated before counts as a load
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = 1
+	}
+	if g.due() {
+		t.Fatal("due while the load goes on")
+	}
+	b = nil
+	if g.due() {
+		t.Fatal("due at the first quiet moment")
+	}
+	before := releasedBytes()
+	if !g.due() {
+		t.Fatal("not due after the load")
+	}
+	debug.FreeOSMemory()
+	if n := releasedBytes() - before; n < size/2 {
+		t.Errorf("%d bytes went back", n)
+	}
+	for range 5 {
+		if g.due() {
+			t.Fatal("due once more")
+		}
+	}
+	few := newGiver(1<<40, 1<<20, 0)
+	for range 5 {
+		if few.due() {
+			t.Fatal("due although there is little to give")
+		}
+	}
+	_ = b
+}
+
+func releasedBytes() int64 {
+	s := []metrics.Sample{{Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(s)
+	return int64(s[0].Value.Uint64())
 }
