@@ -343,7 +343,7 @@ func TestGetCached_CompressedRecord_IsLeftToTheReaders(t *testing.T) {
 	d := newDriver(t, engineOptions(t, t.TempDir()))
 	value := strings.Repeat("all the same ", 200)
 	d.one(putOp("k", []byte(value), withCompress(nil, wire.CodecS2)))
-	if st, hit := d.e.GetCached(1, []byte("k"), func(*wire.Record, Point) { t.Error("it was shown") }); hit {
+	if st, hit := getCached(d.e, []byte("k"), func(*wire.Record, Point) { t.Error("it was shown") }); hit {
 		t.Errorf("a hit with %v", st)
 	}
 	before, err := d.e.Stats()
@@ -360,7 +360,7 @@ func TestGetCached_CompressedRecord_IsLeftToTheReaders(t *testing.T) {
 	}
 	// Its end is known on the event loop.
 	d.one(deleteOp("k", nil))
-	if st, hit := d.e.GetCached(1, []byte("k"), nil); !hit || st != wire.StatusNotFound {
+	if st, hit := getCached(d.e, []byte("k"), nil); !hit || st != wire.StatusNotFound {
 		t.Errorf("%v, %v", st, hit)
 	}
 }

@@ -87,27 +87,46 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// BenchmarkGetCached is BenchmarkGet by way of the cache alone.
+// BenchmarkGetCached is BenchmarkGet from memory alone, of bunches, before and after a checkpoint. ns/op is per read.
 func BenchmarkGetCached(b *testing.B) {
 	d := benchmarkEngine(b, 64<<20)
 	fillBenchmark(b, d)
 	rng := rand.New(rand.NewPCG(1, 1))
-	keys := make([][]byte, 1<<14)
+	keys := make([][]byte, benchmarkKeys)
 	for i := range keys {
 		keys[i] = []byte(benchmarkKey(rng))
 	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	b.RunParallel(func(pb *testing.PB) {
-		out := make([]byte, 0, 256)
-		take := func(rec *wire.Record, _ Point) { out = append(out[:0], rec.Value...) }
-		for i := 0; pb.Next(); i++ {
-			if _, hit := d.e.GetCached(1, keys[i&(1<<14-1)], take); !hit {
-				b.Error("miss")
-				return
+	run := func(b *testing.B, bunch int) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			var g CachedGets
+			out := make([]byte, 0, 256)
+			take := func(_ int, rec *wire.Record, _ Point) { out = append(out[:0], rec.Value...) }
+			answer := func() {
+				d.e.GetCached(&g, take)
+				for i := range g.Len() {
+					if _, hit := g.Result(i); !hit {
+						b.Error("miss")
+					}
+				}
+				g.Reset()
 			}
+			for i := rand.IntN(len(keys)); pb.Next(); i++ {
+				if g.Add(1, keys[i%len(keys)]); g.Len() == bunch {
+					answer()
+				}
+			}
+			answer()
+		})
+	}
+	for _, place := range []string{"layer", "cache"} {
+		for _, bunch := range []int{1, 16, 128} {
+			b.Run(fmt.Sprintf("%s/bunch=%d", place, bunch), func(b *testing.B) { run(b, bunch) })
 		}
-	})
+		if err := d.e.CheckpointNow(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 // BenchmarkScan reads pages of 1,000 records of 128 bytes. ns/op is per page.

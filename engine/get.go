@@ -58,38 +58,6 @@ func (e *Engine) Exists(o ReadOptions, key []byte) (meta wire.Meta, st wire.Stat
 	return meta, st, err
 }
 
-// GetCached answers from the cache alone, so it neither reads a disk nor touches a mapped table, and may be
-// called by an event loop. hit is false when the cache doesn't know. With StatusOK fn was called, with the
-// record and the state that the answer reflects: rec's slices are views until fn returns; fn copies what it
-// needs, calls nothing of the engine, and doesn't block. With StatusNotFound fn was not called.
-//
-// A record whose value is compressed is a miss: to unpack it takes longer than an event loop has.
-func (e *Engine) GetCached(ns uint32, key []byte, fn func(rec *wire.Record, at Point)) (st wire.Status, hit bool) {
-	in := e.live.Load()
-	if in.cache == nil || len(key) > wire.KeyBytesMax {
-		return 0, false
-	}
-	var room [recordKeyPrefixBytes + wire.KeyBytesMax]byte
-	recordKey := appendRecordKey(room[:0], ns, key)
-	p := in.store.current()
-	st = wire.StatusNotFound
-	whole := true
-	answer := in.hot(hashKey(recordKey), recordKey, &p, func(r *storedRecord) {
-		switch {
-		case r.expired(p.time):
-		case !r.inline():
-			whole = false
-		default:
-			st = wire.StatusOK
-			fn(&r.Record, pointOf(p))
-		}
-	})
-	if answer == cacheMiss || !whole {
-		return 0, false
-	}
-	return st, true
-}
-
 // lookup is one read of one key. It is pooled, with its callbacks: a closure per read would allocate.
 type lookup struct {
 	in       *instance

@@ -118,27 +118,35 @@ func (in *instance) drained(hash uint64, key []byte, ts uint64, value []byte) {
 // hot looks for the newest record under key without reading Badger: in the tail, then in the cache. As cache.view otherwise;
 // a record that is long or chunked is a miss. REQUIRES: p was published before the call.
 func (in *instance) hot(hash uint64, key []byte, p *point, fn func(r *storedRecord)) cacheAnswer {
-	stored, known := in.store.tail.Load().get(hash, key, p.ts)
-	switch {
-	case !known:
-		return in.cache.view(hash, key, p.ts, fn)
-	case stored == nil:
-		return cacheAbsent
-	case len(stored) > cachedBytesMax:
-		return cacheMiss
-	}
 	r := hotRecords.Get().(*storedRecord)
 	defer hotRecords.Put(r)
+	answer, inTail := in.hotIn(in.store.tail.Load(), hash, key, p, r, fn)
+	*r = storedRecord{}
+	if inTail {
+		in.tailHits.Add(1)
+	}
+	return answer
+}
+
+// hotIn is hot with a tail that was loaded after p was published. r is room for what is shown; inTail tells that the tail had it.
+func (in *instance) hotIn(t *tail, hash uint64, key []byte, p *point, r *storedRecord, fn func(r *storedRecord)) (answer cacheAnswer, inTail bool) {
+	stored, known := t.get(hash, key, p.ts)
+	switch {
+	case !known:
+		return in.cache.view(hash, key, p.ts, fn), false
+	case stored == nil:
+		return cacheAbsent, false
+	case len(stored) > cachedBytesMax:
+		return cacheMiss, false
+	}
 	if err := decodeRecordHead(stored, r); err != nil {
 		panic("BUG: a layer holds what is no record: " + err.Error())
 	}
 	if r.chunks > 0 {
-		return cacheMiss
+		return cacheMiss, false
 	}
-	in.tailHits.Add(1)
 	fn(r)
-	*r = storedRecord{}
-	return cacheHit
+	return cacheHit, true
 }
 
 // hotRecords are what hot hands out: on the stack they would escape.

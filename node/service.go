@@ -131,6 +131,14 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 	way := readUndecided
 	age, aged := uint64(0), false
 	var jobs [readVias]*readJob
+	queue := func(via readVia, i int, ns uint32, age uint64) {
+		if job := jobs[via]; job != nil && len(job.items) >= readJobItemsMax {
+			s.reads.hand(via, job)
+			jobs[via] = nil
+		}
+		jobs[via] = s.reads.add(jobs[via], c, ns, &reqs[i], now+int64(reqs[i].Timeout()), age)
+	}
+	var cached *cachedReads
 	for i := range reqs {
 		r := &reqs[i]
 		ns, refusal := s.admit(p, r)
@@ -190,13 +198,22 @@ func (s *Service) Serve(c wire.Completer, principal any, reqs []wire.Request) {
 		case !single:
 			// A job of its own: it may be long, and others of its bunch should not wait behind it.
 			s.reads.hand(via, s.reads.add(nil, c, ns, r, deadline, itsAge))
-		case via != viaNothing || !s.cached(c, ns, r, itsAge):
-			if job := jobs[via]; job != nil && len(job.items) >= readJobItemsMax {
-				s.reads.hand(via, job)
-				jobs[via] = nil
+		case via != viaNothing:
+			queue(via, i, ns, itsAge)
+		default:
+			if cached == nil {
+				cached = cachedReadsOf(s, c, reqs)
 			}
-			jobs[via] = s.reads.add(jobs[via], c, ns, r, deadline, itsAge)
+			if !cached.add(i, ns, itsAge) {
+				queue(viaNothing, i, ns, itsAge)
+			}
 		}
+	}
+	if cached != nil {
+		// Together, after the decision of howToRead for each of them: what was acknowledged before they came is in the state
+		// that they are read from.
+		cached.answer(func(i int, ns uint32, age uint64) { queue(viaNothing, i, ns, age) })
+		cached.release()
 	}
 	for via, job := range jobs {
 		if job != nil {
