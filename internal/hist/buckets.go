@@ -63,9 +63,11 @@ type core struct {
 	_      [128]byte
 }
 
-func (c *core) observe(bucket int, value uint64) {
-	c.counts[bucket].Add(1)
-	c.sum.Add(value)
+func (c *core) observe(bucket int, value uint64) { c.observeN(bucket, value, 1) }
+
+func (c *core) observeN(bucket int, value, n uint64) {
+	c.counts[bucket].Add(n)
+	c.sum.Add(n * value)
 }
 
 func (c *core) addTo(d *data) {

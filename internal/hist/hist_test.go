@@ -205,6 +205,19 @@ func TestHistogramSet_ObservedAndScrapedConcurrently_LosesNothing(t *testing.T) 
 	}
 }
 
+func TestObserveN_IsObserveSoManyTimes(t *testing.T) {
+	var all, single Histogram
+	for i, d := range []time.Duration{-1, 0, 1, 999, time.Millisecond, time.Hour} {
+		all.ObserveN(d, uint64(3*i))
+		for range 3 * i {
+			single.Observe(d)
+		}
+	}
+	if *all.Snapshot() != *single.Snapshot() {
+		t.Fatalf("%+v, and one by one %+v", all.Snapshot(), single.Snapshot())
+	}
+}
+
 func TestAdd_TwoHistograms_SumsEveryBucket(t *testing.T) {
 	var a, b Histogram
 	var x, y Sizes

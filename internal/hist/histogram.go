@@ -12,13 +12,16 @@ type Histogram struct {
 }
 
 // Observe counts one duration. A negative one (a clock that stepped back) counts as zero.
-func (h *Histogram) Observe(d time.Duration) {
+func (h *Histogram) Observe(d time.Duration) { h.ObserveN(d, 1) }
+
+// ObserveN counts n durations that are all d.
+func (h *Histogram) ObserveN(d time.Duration, n uint64) {
 	ns := uint64(max(d, 0))
 	var x uint64
 	if ns > 0 {
 		x = (ns - 1) / stepsNs
 	}
-	h.core.observe(bucketIndex(x), ns)
+	h.core.observeN(bucketIndex(x), ns, n)
 }
 
 // Add adds what other has counted so far to h; other stays as it is.
