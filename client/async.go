@@ -75,6 +75,11 @@ func (c *Client) launch(cl *call) {
 		c.finish(cl, false)
 		return
 	}
+	c.attempt(cl)
+}
+
+// attempt is launch for a call that has its token, or needs none.
+func (c *Client) attempt(cl *call) {
 	ctx := context.Background()
 	for {
 		if c.ctx.Err() != nil {
@@ -98,16 +103,23 @@ func (c *Client) launch(cl *call) {
 // answered ends an attempt of an asynchronous call. It runs on the reader's goroutine, or on that of the
 // connection's timer: what needs waiting goes to a goroutine of its own.
 func (c *Client) answered(cl *call) {
+	if c.settled(cl) {
+		c.finish(cl, true)
+	}
+}
+
+// settled reports whether that attempt was the last; else a goroutine makes the next one.
+func (c *Client) settled(cl *call) bool {
 	again, pause := c.judge(cl)
 	if !again {
-		c.finish(cl, true)
-		return
+		return true
 	}
-	// resume: owned by the client; ends with the operation. There are at most as many as tokens in c.async.
+	// resume: owned by the client; ends with the operation. There are at most as many as tokens in c.async and Ops.
 	if !c.spawn(func() { c.resume(cl, pause) }) {
 		cl.res.stop = ErrClosed
-		c.finish(cl, true)
+		return true
 	}
+	return false
 }
 
 // resume makes the further attempts of an asynchronous call, waiting as a synchronous one does.
@@ -119,9 +131,14 @@ func (c *Client) resume(cl *call, pause time.Duration) {
 	c.finish(cl, true)
 }
 
-// finish gives an asynchronous call's result to its callback.
+// finish gives an asynchronous call's result to its callback or pipeline.
 func (c *Client) finish(cl *call, token bool) {
 	err := c.end(cl)
+	if o := cl.pipelined; o != nil {
+		o.err = err
+		o.p.push(opList{o, o})
+		return
+	}
 	onEnd := cl.onEnd
 	if token {
 		<-c.async

@@ -18,6 +18,7 @@ const (
 	wantCounter      // 8 bytes of revision, 8 of a number
 	wantAppend       // value appended to dst, and metadata
 	wantValue        // value in a slice of its own, metadata, kept elements
+	wantInto         // the same in place of what dst holds
 	wantMeta         // metadata
 	wantPayload      // the whole payload in a slice of its own
 	wantRaw          // elements and payload of any answer in slices of their own
@@ -49,7 +50,7 @@ type call struct {
 	keyLen    int
 	group     uint16 // 0: the server's default
 	value     []byte // payload
-	dst       []byte // wantAppend
+	dst       []byte // wantAppend, wantInto
 	// stream takes the frames before the last, of one attempt; nil: the answer has one frame.
 	stream *stream
 
@@ -104,8 +105,10 @@ type call struct {
 
 	// onDone is set while an asynchronous call is with a connection: it is run instead of signalling ch.
 	onDone func(*call)
-	// onEnd gets the finished asynchronous call.
+	// onEnd gets the finished asynchronous call, unless pipelined is set.
 	onEnd func(*call, error)
+	// pipelined is the Op that holds the call, nil for none. Such a call is asynchronous and not pooled.
+	pipelined *Op
 }
 
 // result is what became of one attempt.
@@ -142,22 +145,32 @@ var calls = sync.Pool{New: func() any { return &call{ch: make(chan struct{}, 1)}
 
 func newCall(op wire.Opcode, key string, w want) *call {
 	cl := calls.Get().(*call)
+	cl.begin(op, key, w)
+	return cl
+}
+
+// begin makes the call one of an operation. REQUIRES: it is new, or reset.
+func (cl *call) begin(op wire.Opcode, key string, w want) {
 	cl.op, cl.write, cl.want, cl.key = op, op.IsWrite(), w, key
 	cl.skip = sessionExtBytes
 	cl.head = append(cl.head[:0], zeroSession[:]...)
-	return cl
 }
 
 var zeroSession [sessionExtBytes]byte
 
 // release gives the call back to the pool. REQUIRES: no connection and no queue refers to it.
 func (cl *call) release() {
+	cl.reset()
+	calls.Put(cl)
+}
+
+// reset forgets the operation. REQUIRES: as release.
+func (cl *call) reset() {
 	head, ch := cl.head, cl.ch
 	if cap(head) > 64<<10 {
 		head = nil
 	}
 	*cl = call{head: head[:0], ch: ch}
-	calls.Put(cl)
 }
 
 // ext and body describe what is sent: the extension block begins at head[skip].
@@ -258,7 +271,7 @@ func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
 			return err
 		}
 		r.data = append(cl.dst, payload...)
-	case wantValue:
+	case wantValue, wantInto:
 		kept, err := splitMeta(ext, &r.meta)
 		if err != nil {
 			return err
@@ -267,10 +280,12 @@ func (cl *call) receive(h *wire.Header, ext, payload []byte, owned bool) error {
 			r.data, r.ext = payload, kept
 			return nil
 		}
-		b := make([]byte, len(payload)+len(kept))
-		n := copy(b, payload)
-		copy(b[n:], kept)
-		r.data, r.ext = b[:n:n], b[n:]
+		b, n := cl.dst, len(payload)
+		if cap(b) < n+len(kept) || cl.want == wantValue {
+			b = make([]byte, 0, n+len(kept))
+		}
+		b = append(append(b[:0], payload...), kept...)
+		r.data, r.ext = b[:n], b[n:]
 	case wantPayload:
 		cl.keep(ext, payload, owned)
 	}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvstore/wire"
@@ -24,7 +25,8 @@ type Client struct {
 	route    *route
 	sessions sessions
 	budget   budget
-	async    chan struct{} // one token per asynchronous operation under way
+	async    chan struct{} // one token per asynchronous operation under way that has a callback
+	lanes    atomic.Uint32 // of pipelines
 	onAnswer func(*call)   // answered, bound once
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -133,6 +135,12 @@ func (c *Client) spawn(f func()) bool {
 
 // steer appends the elements that every operation on keys carries, and sets the call's times.
 func (c *Client) steer(cl *call) {
+	c.address(cl)
+	cl.begun(c, c.now())
+}
+
+// address appends the elements that every operation on keys carries.
+func (c *Client) address(cl *call) {
 	if ns := c.o.namespace; ns != "" {
 		switch cl.op {
 		case wire.OpStatus, wire.OpAdmin, wire.OpPing, wire.OpSessionOpen:
@@ -140,10 +148,13 @@ func (c *Client) steer(cl *call) {
 			cl.head = wire.AppendExtString(cl.head, wire.ExtNamespace, ns)
 		}
 	}
-	cl.started = c.now()
-	cl.deadline = forever
+}
+
+// begun sets the times of a call that begins now.
+func (cl *call) begun(c *Client, now time.Duration) {
+	cl.started, cl.deadline = now, forever
 	if c.o.timeout > 0 {
-		cl.deadline = cl.started + c.o.timeout
+		cl.deadline = now + c.o.timeout
 	}
 }
 

@@ -72,6 +72,72 @@ func BenchmarkPut(b *testing.B) {
 	}
 }
 
+// BenchmarkPipeline keeps 128 operations of one goroutine under way, over real sockets to the fake server. ns/op is per operation,
+// the server's part included.
+func BenchmarkPipeline(b *testing.B) {
+	for _, op := range []string{"get", "put"} {
+		b.Run(op, func(b *testing.B) {
+			_, c := fake(b)
+			value := make([]byte, 128)
+			if _, err := c.Put(b.Context(), "some/key", value); err != nil {
+				b.Fatal(err)
+			}
+			p := c.NewPipeline()
+			ops := make([]Op, 128)
+			left := b.N
+			start := func(o *Op) {
+				if left == 0 {
+					return
+				}
+				if left--; op == "get" {
+					p.Get(o, "some/key")
+				} else {
+					p.Put(o, "some/key", value)
+				}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range ops {
+				start(&ops[i])
+			}
+			for p.Len() > 0 {
+				done, err := p.Wait(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, o := range done {
+					if o.Err() != nil {
+						b.Fatal(o.Err())
+					}
+					start(o)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkGetAsync is the same by callbacks.
+func BenchmarkGetAsync(b *testing.B) {
+	_, c := fake(b, WithMaxInflight(128))
+	if _, err := c.Put(b.Context(), "some/key", make([]byte, 128)); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	var wg sync.WaitGroup
+	wg.Add(b.N)
+	done := func(_ Value, err error) {
+		if err != nil {
+			b.Error(err)
+		}
+		wg.Done()
+	}
+	b.ResetTimer()
+	for range b.N {
+		c.GetAsync("some/key", done)
+	}
+	wg.Wait()
+}
+
 func BenchmarkPutAsync(b *testing.B) {
 	_, c := fake(b)
 	b.ReportAllocs()

@@ -416,6 +416,47 @@ func (c *conn) enqueue(cl *call) bool {
 	return true
 }
 
+// enqueueReads does prepare, admit, seal and enqueue for the calls at the start of calls, which are asynchronous, as far as each
+// is a read that goes to this connection, is not to be compressed, and need not wait. It returns how many it has taken: they
+// belong to the connection then.
+func (c *conn) enqueueReads(calls []*call, now time.Duration) (n int) {
+	c.mu.Lock()
+	if c.err != nil || c.goingAway || c.waiters.head != nil {
+		c.mu.Unlock()
+		return 0
+	}
+	for _, cl := range calls[:min(len(calls), readsMax)] {
+		size := len(cl.head) - cl.skip
+		if cl.write || cl.spread || size > int(c.ack.MaxFrame) || size >= wire.CompressBytesMin && c.ack.Codec != wire.CodecNone {
+			break
+		}
+		cl.credit, cl.bodyBytes, cl.inline = size, size, wire.HeaderBytes+size
+		if !c.fits(cl) {
+			break
+		}
+		cl.res, cl.cn = result{}, c
+		cl.attempts++
+		cl.onDone = c.client.onAnswer
+		c.take(cl)
+		s := &c.slots[cl.slot]
+		s.enqueued, s.start = true, c.enqueuedBytes
+		c.enqueuedBytes += uint64(cl.inline)
+		h := wire.Header{Op: cl.op, Flags: c.flags, ID: cl.id, TimeOrTimeout: timeoutMs(cl.deadline - now), StatusOrGroup: cl.group}
+		ext := cl.head[cl.skip : len(cl.head)-cl.keyLen]
+		c.buf = wire.AppendFrame(c.buf, h, ext, cl.head[len(cl.head)-cl.keyLen:], nil)
+		n++
+	}
+	lead := false
+	if n > 0 {
+		lead, _ = c.lead()
+	}
+	c.mu.Unlock()
+	if lead {
+		c.flush(false)
+	}
+	return n
+}
+
 // place appends a payload, or a reference to a large one. REQUIRES: mu held.
 func (c *conn) place(cl *call, b []byte) {
 	if len(b) < largeBytesMin {

@@ -30,6 +30,9 @@
 // through a listing of one revision, sent ahead of the caller within a credit. Increment counts exactly once; namespaces
 // are managed by CreateNamespace and its kin.
 //
+// A Pipeline keeps many operations of one goroutine under way, sends what is started together with one write, gives back together
+// what has ended, and allocates nothing. GetAsync and PutAsync call a function for each operation instead.
+//
 // An operation is bounded by its context's deadline or, without one, by WithTimeout, over all attempts. When
 // a context ends, the operation returns at once; neither the key, the value nor the destination that the
 // caller passed is touched after that.

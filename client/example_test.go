@@ -95,6 +95,40 @@ func ExampleClient_PutAsync() {
 	wg.Wait()
 }
 
+// Reading many keys from one goroutine, 128 at a time, without allocating.
+func ExamplePipeline() {
+	var c *client.Client
+	var keys []string
+	p := c.NewPipeline()
+	ops := make([]client.Op, min(128, len(keys)))
+	next := 0
+	start := func(op *client.Op) {
+		op.Tag = &keys[next]
+		p.Get(op, keys[next])
+		next++
+	}
+	for i := range ops {
+		start(&ops[i])
+	}
+	for p.Len() > 0 {
+		done, err := p.Wait(context.Background())
+		if err != nil {
+			log.Fatal(err)
+		}
+		for _, op := range done {
+			switch err := op.Err(); {
+			case err == nil:
+				fmt.Printf("%s has %d bytes\n", *op.Tag.(*string), len(op.Data())) // good until op is started again
+			case !errors.Is(err, client.ErrNotFound):
+				log.Print(err)
+			}
+			if next < len(keys) {
+				start(op)
+			}
+		}
+	}
+}
+
 // Reading without allocating.
 func ExampleClient_GetAppend() {
 	var c *client.Client

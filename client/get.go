@@ -98,17 +98,26 @@ func (cl *call) age() time.Duration {
 
 // get encodes a read of one key.
 func (c *Client) get(op wire.Opcode, key string, w want, opts []GetOption) (*call, *Error) {
-	if e := checkKey(op, key); e != nil {
-		return nil, e
-	}
 	cl := newCall(op, key, w)
-	c.steer(cl)
-	if e := cl.reads(opts); e != nil {
+	if e := c.fillGet(cl, opts); e != nil {
 		cl.release()
 		return nil, e
 	}
-	cl.setKey(key)
+	cl.begun(c, c.now())
 	return cl, nil
+}
+
+// fillGet encodes the read that cl has begun, but for its times.
+func (c *Client) fillGet(cl *call, opts []GetOption) *Error {
+	if e := checkKey(cl.op, cl.key); e != nil {
+		return e
+	}
+	c.address(cl)
+	if e := cl.reads(opts); e != nil {
+		return e
+	}
+	cl.setKey(cl.key)
+	return nil
 }
 
 // Get reads a record. It is linearizable unless an option says otherwise; an absent key gives ErrNotFound.

@@ -64,6 +64,9 @@ func (n *node) pick() *link {
 	return n.links[int(n.turn.Add(1))%len(n.links)]
 }
 
+// lane gives one of the links, always the same for the same number.
+func (n *node) lane(i uint32) *link { return n.links[int(i)%len(n.links)] }
+
 // alive reports whether a connection to the node takes requests.
 func (n *node) alive() bool {
 	for _, l := range n.links {

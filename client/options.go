@@ -22,6 +22,8 @@ const (
 	// writeChunkBytes is how much of a large payload one write hands to the kernel: the progress of a slow
 	// peer shows at this grain.
 	writeChunkBytes = 256 << 10
+	// readsMax bounds the reads of a pipeline that are encoded under one lock: some 10 µs.
+	readsMax = 128
 	// keepBytesMax bounds the buffers that are kept for re-use.
 	keepBytesMax = 1 << 20
 	// flushRoundsMax bounds how long a caller writes for others before the writer goroutine takes over.

@@ -32,23 +32,32 @@ func optionError(op wire.Opcode, key string, err error, limit uint64) *Error {
 
 // put encodes a put; nil and an error when it can't be sent.
 func (c *Client) put(key string, value []byte, opts []PutOption) (*call, *Error) {
-	if e := checkKey(wire.OpPut, key); e != nil {
+	cl := newCall(wire.OpPut, key, wantVersion)
+	if e := c.fillPut(cl, value, opts); e != nil {
+		cl.release()
 		return nil, e
 	}
-	if len(value) > c.o.maxValue {
-		return nil, local(wire.OpPut, key, ErrTooLarge, uint64(c.o.maxValue), "value of %d bytes; at most %d", len(value), c.o.maxValue)
+	cl.begun(c, c.now())
+	cl.value = value
+	return cl, nil
+}
+
+// fillPut encodes the put that cl has begun, but for its value and its times.
+func (c *Client) fillPut(cl *call, value []byte, opts []PutOption) *Error {
+	if e := checkKey(wire.OpPut, cl.key); e != nil {
+		return e
 	}
-	cl := newCall(wire.OpPut, key, wantVersion)
-	c.steer(cl)
+	if len(value) > c.o.maxValue {
+		return local(wire.OpPut, cl.key, ErrTooLarge, uint64(c.o.maxValue), "value of %d bytes; at most %d", len(value), c.o.maxValue)
+	}
+	c.address(cl)
 	var limit uint64
 	var err error
 	if cl.head, limit, err = appendPutExt(cl.head, value, opts); err != nil {
-		cl.release()
-		return nil, optionError(wire.OpPut, key, err, limit)
+		return optionError(wire.OpPut, cl.key, err, limit)
 	}
-	cl.setKey(key)
-	cl.value = value
-	return cl, nil
+	cl.setKey(cl.key)
+	return nil
 }
 
 // Put stores value under key and gives the version of the write. The value is not read after Put returns.

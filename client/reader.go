@@ -194,6 +194,7 @@ func (c *conn) serve(as []answer) error {
 		c.client.route.shun(c.link.node)
 	}
 
+	var ended opList // those of one pipeline
 	for i := range as {
 		a := &as[i]
 		if a.stream != nil {
@@ -213,7 +214,25 @@ func (c *conn) serve(as []answer) error {
 			bad = err
 		}
 		a.call, a.body = nil, nil
-		cl.complete()
+		o := cl.pipelined
+		if o == nil || cl.onDone == nil {
+			cl.complete()
+			continue
+		}
+		// As complete does, but Ops of one pipeline that end with the same read are given back together.
+		cl.onDone = nil
+		if !c.client.settled(cl) {
+			continue
+		}
+		o.err = c.client.end(cl)
+		if ended.head != nil && ended.head.p != o.p {
+			ended.head.p.push(ended)
+			ended = opList{}
+		}
+		ended.add(o)
+	}
+	if ended.head != nil {
+		ended.head.p.push(ended)
 	}
 	if bad == nil && finished {
 		return errGoAway

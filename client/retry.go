@@ -365,7 +365,7 @@ func (c *Client) errorOf(cl *call) error {
 			if cl.op == wire.OpDelete {
 				return nil
 			}
-		case wantAppend:
+		case wantAppend, wantInto:
 			return ErrNotFound
 		}
 	}
