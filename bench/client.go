@@ -126,20 +126,44 @@ func (t *ClientTarget) Transact(ctx context.Context, keys []string, values [][]b
 	return err
 }
 
-// GoGet implements Target. The client's own timeout bounds the operation, not ctx.
-func (t *ClientTarget) GoGet(_ context.Context, key string, done func(found bool, err error)) {
-	t.c.GetAsync(key, func(_ client.Value, err error) {
-		if errors.Is(err, client.ErrNotFound) {
-			done(false, nil)
-			return
-		}
-		done(err == nil, err)
-	})
+// Pipeline implements Target. The client's own timeout bounds the operations, not ctx.
+func (t *ClientTarget) Pipeline(_ context.Context, depth int) Pipeline {
+	p := &clientPipeline{p: t.c.NewPipeline(), reads: t.reads, ops: make([]client.Op, depth)}
+	for i := range p.ops {
+		p.ops[i].Tag = i
+	}
+	return p
 }
 
-// GoPut implements Target. The client's own timeout bounds the operation, not ctx.
-func (t *ClientTarget) GoPut(_ context.Context, key string, value []byte, done func(err error)) {
-	t.c.PutAsync(key, value, func(_ client.Version, err error) { done(err) })
+// clientPipeline is that of the Go client.
+type clientPipeline struct {
+	p     *client.Pipeline
+	reads []client.GetOption
+	ops   []client.Op // by slot
+}
+
+// Get implements Pipeline.
+func (p *clientPipeline) Get(slot int, key string) { p.p.Get(&p.ops[slot], key, p.reads...) }
+
+// Put implements Pipeline.
+func (p *clientPipeline) Put(slot int, key string, value []byte) { p.p.Put(&p.ops[slot], key, value) }
+
+// Flush implements Pipeline.
+func (p *clientPipeline) Flush() { p.p.Flush() }
+
+// Ready implements Pipeline.
+func (p *clientPipeline) Ready() <-chan struct{} { return p.p.Ready() }
+
+// Take implements Pipeline.
+func (p *clientPipeline) Take(ended []Ended) []Ended {
+	for _, op := range p.p.Take() {
+		e := Ended{Slot: op.Tag.(int), Found: true, Err: op.Err()}
+		if e.Err == client.ErrNotFound { // the bare one
+			e.Found, e.Err = false, nil
+		}
+		ended = append(ended, e)
+	}
+	return ended
 }
 
 // Kind implements Target.

@@ -66,7 +66,7 @@ func (r *run) do(ctx context.Context) (*Report, error) {
 		// Workers: owned by do; each ends at the end of the window, once its operations are answered.
 		wg.Go(func() {
 			if r.opts.Pipeline > 1 {
-				newPipeline(r, i).run(ctx)
+				newPipeline(ctx, r, i).run(ctx)
 			} else {
 				r.worker(ctx, i)
 			}
@@ -134,7 +134,14 @@ func (r *run) worker(ctx context.Context, id int) {
 
 // finish records an outcome, and pauses a closed loop after a failure.
 func (r *run) finish(ctx context.Context, id int, due time.Duration, req *request, miss bool, err error) {
-	end := r.now()
+	r.ended(ctx, id, due, r.now(), req, miss, err)
+	if err != nil && r.pacer == nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+		time.Sleep(failurePause)
+	}
+}
+
+// ended records the outcome of an operation that has ended at end.
+func (r *run) ended(ctx context.Context, id int, due, end time.Duration, req *request, miss bool, err error) {
 	if req.op == OpInsert {
 		r.plan.inserts.finish(req.number)
 	}
@@ -146,9 +153,6 @@ func (r *run) finish(ctx context.Context, id int, due time.Duration, req *reques
 		o.kind = r.target.Kind(err)
 	}
 	r.rec.add(id, due, end, o)
-	if err != nil && r.pacer == nil && r.opts.Pipeline == 1 {
-		time.Sleep(failurePause)
-	}
 }
 
 // execute does one operation and waits for it.

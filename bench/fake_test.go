@@ -143,16 +143,7 @@ func (f *fakeTarget) Transact(ctx context.Context, keys []string, values [][]byt
 	return f.PutMany(ctx, keys[:n], values[:n])
 }
 
-func (f *fakeTarget) GoGet(ctx context.Context, key string, done func(bool, error)) {
-	go func() {
-		_, ok, err := f.Get(ctx, key, nil)
-		done(ok, err)
-	}()
-}
-
-func (f *fakeTarget) GoPut(ctx context.Context, key string, value []byte, done func(error)) {
-	go func() { done(f.Put(ctx, key, value)) }()
-}
+func (f *fakeTarget) Pipeline(ctx context.Context, depth int) Pipeline { return Spawn(ctx, f, depth) }
 
 func (f *fakeTarget) Kind(err error) Kind {
 	switch {

@@ -143,3 +143,6 @@ func grpcError(ctx context.Context, err error, write bool) error {
 	// gRPC's own errors don't wrap that of the context.
 	return &doorError{kind, errors.Join(err, ctx.Err())}
 }
+
+// Pipeline implements Target.
+func (t *GRPCTarget) Pipeline(ctx context.Context, depth int) Pipeline { return Spawn(ctx, t, depth) }

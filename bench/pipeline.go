@@ -5,118 +5,142 @@ import (
 	"time"
 )
 
-// pipeline is a worker that keeps Options.Pipeline asynchronous operations in flight.
+// pipeline is a worker that keeps Options.Pipeline operations in flight. What it finds answered it replaces in one go: it draws
+// all that is next, reads the clock once, and starts it.
 type pipeline struct {
-	r   *run
-	id  int
-	gen *generator
+	r     *run
+	id    int
+	gen   *generator
+	under Pipeline
 
-	// free holds slots without an operation, again those whose operation goes on with its second half.
-	// Each has room for all slots, so that a callback never blocks.
-	free  chan *slot
-	again chan *slot
+	slots  []slot
+	free   []int // slots without an operation
+	over   bool  // nothing more is started
+	failed bool  // one of the operations that ended last has failed
+	ended  []Ended
 }
 
-// slot is one operation in flight. Owned by the worker between free and the start, then by the callback.
+// slot is one operation in flight.
 type slot struct {
-	p      *pipeline
-	ctx    context.Context
-	req    request
-	due    time.Duration
-	miss   bool
-	failed bool
-
-	// Bound once: an operation allocates nothing here.
-	onGet func(found bool, err error)
-	onPut func(err error)
+	req  request
+	due  time.Duration
+	miss bool
+	put  bool // what is under way is the second half of a read-modify-write
 }
 
-func newPipeline(r *run, id int) *pipeline {
+func newPipeline(ctx context.Context, r *run, id int) *pipeline {
 	n := r.opts.Pipeline
-	return &pipeline{r: r, id: id, gen: newGenerator(r.plan, id), free: make(chan *slot, n), again: make(chan *slot, n)}
+	p := &pipeline{r: r, id: id, gen: newGenerator(r.plan, id), under: r.target.Pipeline(ctx, n), slots: make([]slot, n)}
+	for i := range n {
+		p.free = append(p.free, i)
+	}
+	return p
 }
 
 // run issues operations until the window ends, then waits for all of them.
 func (p *pipeline) run(ctx context.Context) {
-	for range p.r.opts.Pipeline {
-		s := &slot{p: p, ctx: ctx}
-		s.onGet, s.onPut = s.got, s.put
-		p.free <- s
+	var due <-chan time.Duration // nil in a closed loop
+	if p.r.pacer != nil {
+		due = p.r.pacer.due
 	}
 	for {
-		s := p.takeFree()
-		if s.failed && p.r.pacer == nil {
-			time.Sleep(failurePause)
+		if due == nil {
+			p.refill(ctx)
 		}
-		due, ok := p.nextDue(ctx)
-		if !ok {
-			break
+		p.under.Flush()
+		if p.over && len(p.free) == len(p.slots) {
+			return
 		}
-		p.start(s, due)
-	}
-	// One slot is in hand; the others come back as their operations end.
-	for range p.r.opts.Pipeline - 1 {
-		p.takeFree()
-	}
-}
-
-// takeFree waits for a free slot, and starts second halves while it waits.
-func (p *pipeline) takeFree() *slot {
-	for {
+		waiting := due
+		if p.over || len(p.free) == 0 {
+			waiting = nil
+		}
 		select {
-		case s := <-p.again:
-			s.startPut()
-		case s := <-p.free:
-			return s
+		case at, ok := <-waiting:
+			p.schedule(ctx, due, at, ok)
+		case <-p.under.Ready():
+			p.take(ctx)
 		}
 	}
 }
 
-// nextDue is run.nextDue that starts second halves while it waits for the schedule.
-func (p *pipeline) nextDue(ctx context.Context) (time.Duration, bool) {
-	if p.r.pacer == nil {
-		return p.r.nextDue(ctx)
-	}
-	for {
-		select {
-		case s := <-p.again:
-			s.startPut()
-		case due, ok := <-p.r.pacer.due:
-			return due, ok && ctx.Err() == nil
-		}
-	}
-}
-
-func (p *pipeline) start(s *slot, due time.Duration) {
-	p.gen.next(&s.req)
-	s.due, s.miss, s.failed = due, false, false
-	if p.r.pacer == nil {
-		s.due = p.r.begin()
-	}
-	switch s.req.op {
-	case OpGet, OpRead, OpReadModifyWrite:
-		p.r.target.GoGet(s.ctx, s.req.key, s.onGet)
-	default:
-		s.startPut()
-	}
-}
-
-func (s *slot) startPut() { s.p.r.target.GoPut(s.ctx, s.req.key, s.req.value, s.onPut) }
-
-// got runs on the target's goroutine and does not block: again has room for every slot.
-func (s *slot) got(found bool, err error) {
-	s.miss = !found
-	if err == nil && s.req.op == OpReadModifyWrite {
-		s.p.again <- s
+// refill begins an operation in each free slot of a closed loop.
+func (p *pipeline) refill(ctx context.Context) {
+	if p.over || len(p.free) == 0 {
 		return
 	}
-	s.end(err)
+	if p.failed {
+		time.Sleep(failurePause)
+		p.failed = false
+	}
+	if _, ok := p.r.nextDue(ctx); !ok {
+		p.over = true
+		return
+	}
+	for _, i := range p.free {
+		p.gen.next(&p.slots[i].req)
+	}
+	due := p.r.begin()
+	for _, i := range p.free {
+		p.start(i, due)
+	}
+	p.free = p.free[:0]
 }
 
-func (s *slot) put(err error) { s.end(err) }
+// schedule begins the operation that is due at, and those behind it that are due too. ok is false at the end of the schedule.
+func (p *pipeline) schedule(ctx context.Context, due <-chan time.Duration, at time.Duration, ok bool) {
+	for {
+		if !ok || ctx.Err() != nil {
+			p.over = true
+			return
+		}
+		i := p.free[len(p.free)-1]
+		p.free = p.free[:len(p.free)-1]
+		p.gen.next(&p.slots[i].req)
+		p.start(i, at)
+		if len(p.free) == 0 {
+			return
+		}
+		select {
+		case at, ok = <-due:
+		default:
+			return
+		}
+	}
+}
 
-func (s *slot) end(err error) {
-	s.failed = err != nil
-	s.p.r.finish(s.ctx, s.p.id, s.due, &s.req, s.miss, err)
-	s.p.free <- s
+// start starts the operation that was drawn into a slot.
+func (p *pipeline) start(i int, due time.Duration) {
+	s := &p.slots[i]
+	s.due, s.miss, s.put = due, false, false
+	switch s.req.op {
+	case OpGet, OpRead, OpReadModifyWrite:
+		p.under.Get(i, s.req.key)
+	default:
+		p.under.Put(i, s.req.key, s.req.value)
+	}
+}
+
+// take records what has ended, and goes on with second halves.
+func (p *pipeline) take(ctx context.Context) {
+	p.ended = p.under.Take(p.ended[:0])
+	end := p.r.now()
+	for _, e := range p.ended {
+		s := &p.slots[e.Slot]
+		switch {
+		case s.put:
+		case s.req.op == OpReadModifyWrite:
+			s.miss = !e.Found
+			if e.Err == nil {
+				s.put = true
+				p.under.Put(e.Slot, s.req.key, s.req.value)
+				continue
+			}
+		case s.req.op == OpGet, s.req.op == OpRead:
+			s.miss = !e.Found
+		}
+		p.failed = p.failed || e.Err != nil
+		p.r.ended(ctx, p.id, s.due, end, &s.req, s.miss, e.Err)
+		p.free = append(p.free, e.Slot)
+	}
 }

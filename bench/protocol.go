@@ -76,12 +76,6 @@ func (keysOnly) GetMany(context.Context, []string) (int, error) { return 0, errK
 // Transact implements Target.
 func (keysOnly) Transact(context.Context, []string, [][]byte) error { return errKeysOnly }
 
-// GoGet implements Target.
-func (keysOnly) GoGet(_ context.Context, _ string, done func(bool, error)) { done(false, errKeysOnly) }
-
-// GoPut implements Target.
-func (keysOnly) GoPut(_ context.Context, _ string, _ []byte, done func(error)) { done(errKeysOnly) }
-
 // Kind implements Target.
 func (keysOnly) Kind(err error) Kind {
 	var e *doorError

@@ -199,3 +199,6 @@ func lostError(err error, write bool) error {
 	}
 	return &doorError{KindUnavailable, err}
 }
+
+// Pipeline implements Target.
+func (t *RESTTarget) Pipeline(ctx context.Context, depth int) Pipeline { return Spawn(ctx, t, depth) }

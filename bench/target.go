@@ -17,14 +17,33 @@ type Target interface {
 	// Transact writes the first half of keys (rounded up) and reads the rest in one transaction.
 	Transact(ctx context.Context, keys []string, values [][]byte) error
 
-	// GoGet starts a read and returns; it blocks only for back-pressure. done is called once, from any
-	// goroutine, maybe before GoGet returns.
-	GoGet(ctx context.Context, key string, done func(found bool, err error))
-	// GoPut starts a write as GoGet does a read. value stays unchanged until done.
-	GoPut(ctx context.Context, key string, value []byte, done func(err error))
+	// Pipeline gives one worker the means to keep up to depth operations under way.
+	Pipeline(ctx context.Context, depth int) Pipeline
 
 	// Kind sorts an error of the methods above.
 	Kind(err error) Kind
+}
+
+// Pipeline keeps operations of one goroutine under way. Each is known by its slot, a number below the depth, from its start
+// until Take has given it back.
+type Pipeline interface {
+	// Get starts a read; it blocks only for back-pressure.
+	Get(slot int, key string)
+	// Put starts a write as Get does a read. value stays unchanged until it has ended.
+	Put(slot int, key string, value []byte)
+	// Flush sends what was started.
+	Flush()
+	// Ready receives when operations may have ended since the last Take.
+	Ready() <-chan struct{}
+	// Take appends the operations that have ended.
+	Take(ended []Ended) []Ended
+}
+
+// Ended is an operation of a Pipeline that has ended.
+type Ended struct {
+	Slot  int
+	Found bool // of a get
+	Err   error
 }
 
 // Kind says what became of an operation that did not succeed.

@@ -121,19 +121,9 @@ func (t *etcdTarget) commit(ctx context.Context, ops []clientv3.Op) (*clientv3.T
 	return t.c.Txn(ctx).Then(ops...).Commit()
 }
 
-// GoGet implements bench.Target; etcd's client has no asynchronous form.
-func (t *etcdTarget) GoGet(ctx context.Context, key string, done func(found bool, err error)) {
-	// One operation: owned by its caller through done; ends with the answer or the timeout.
-	go func() {
-		_, found, err := t.Get(ctx, key, nil)
-		done(found, err)
-	}()
-}
-
-// GoPut implements bench.Target.
-func (t *etcdTarget) GoPut(ctx context.Context, key string, value []byte, done func(err error)) {
-	// One operation: owned by its caller through done; ends with the answer or the timeout.
-	go func() { done(t.Put(ctx, key, value)) }()
+// Pipeline implements bench.Target; etcd's client has no asynchronous form.
+func (t *etcdTarget) Pipeline(ctx context.Context, depth int) bench.Pipeline {
+	return bench.Spawn(ctx, t, depth)
 }
 
 // Kind implements bench.Target. etcd's client does not tell whether a write that failed on the way was

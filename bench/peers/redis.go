@@ -130,19 +130,9 @@ func (t *redisTarget) Transact(ctx context.Context, keys []string, values [][]by
 	})
 }
 
-// GoGet implements bench.Target; rueidis has no asynchronous form for single commands.
-func (t *redisTarget) GoGet(ctx context.Context, key string, done func(found bool, err error)) {
-	// One operation: owned by its caller through done; ends with the answer or the timeout.
-	go func() {
-		_, found, err := t.Get(ctx, key, nil)
-		done(found, err)
-	}()
-}
-
-// GoPut implements bench.Target.
-func (t *redisTarget) GoPut(ctx context.Context, key string, value []byte, done func(err error)) {
-	// One operation: owned by its caller through done; ends with the answer or the timeout.
-	go func() { done(t.Put(ctx, key, value)) }()
+// Pipeline implements bench.Target; rueidis has no asynchronous form for single commands.
+func (t *redisTarget) Pipeline(ctx context.Context, depth int) bench.Pipeline {
+	return bench.Spawn(ctx, t, depth)
 }
 
 // Kind implements bench.Target. Only what Redis itself answers is surely not applied.
