@@ -20,7 +20,7 @@ var stageRules = []struct {
 	{"apply", []string{"kvstore/consensus.(*fsm)"}},
 	{"checkpoint", []string{"kvstore/engine.(*store).checkpoint", "github.com/dgraph-io/badger/v4.(*DB).doWrites", "github.com/dgraph-io/badger/v4.(*DB).flushMemtable", "github.com/dgraph-io/badger/v4.(*levelsController)", "github.com/dgraph-io/badger/v4.(*DB).handleMemTableFlush"}},
 	{"reply", []string{"kvstore/batcher.(*Batcher).done", "kvstore/netloop.(*Session).Complete", "kvstore/netloop.(*Session).answer", "kvstore/netloop.(*conn).flush"}},
-	{"look-up", []string{"kvstore/engine.(*Engine).Get", "kvstore/engine.(*Engine).Cached", "kvstore/node.(*Service).cached"}},
+	{"look-up", []string{"kvstore/engine.(*Engine).Get", "kvstore/engine.(*CachedGets)", "kvstore/node.(*cachedReads)"}},
 	{"batch", []string{"kvstore/batcher."}},
 	{"log", []string{"kvstore/consensus.(*logStore)", "kvstore/consensus.(*logQueue)", "github.com/hashicorp/raft-wal"}},
 	{"replicate", []string{"kvstore/consensus", "github.com/hashicorp/raft."}},
