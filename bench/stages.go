@@ -84,10 +84,10 @@ func (o StagesOptions) withDefaults() (StagesOptions, error) {
 		o.Progress = func(string) {}
 	}
 	if len(o.Metrics) == 0 || o.Target == nil {
-		return o, errors.New("Target and the metrics ports of all nodes are required")
+		return o, errors.New("a target and the metrics ports of all nodes are required")
 	}
 	if o.Duration < time.Second || o.Duration > time.Minute {
-		return o, fmt.Errorf("Duration %v is outside 1s to 1m", o.Duration)
+		return o, fmt.Errorf("a duration of %v is outside 1s to 1m", o.Duration)
 	}
 	return o, nil
 }

@@ -43,6 +43,19 @@ func (p *callers) take(to callee) *caller {
 	return c
 }
 
+// moved takes out the connections to a node at other addresses than this one, where it is no more.
+func (p *callers) moved(to callee) (old []*caller) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c, idle := range p.idle {
+		if c.id == to.id && c.address != to.address {
+			old = append(old, idle...)
+			delete(p.idle, c)
+		}
+	}
+	return old
+}
+
 // put keeps a connection; false if there are enough.
 func (p *callers) put(to callee, c *caller) bool {
 	p.mu.Lock()
@@ -62,6 +75,9 @@ func (t *Transport) exchange(to callee, args, resp any) error {
 		dialled, err := t.dial(t.ctx, string(to.id), string(to.address), PurposeRaft, true)
 		if err != nil {
 			return err
+		}
+		for _, old := range t.callers.moved(to) {
+			closeQuietly(t, old.c)
 		}
 		c = &caller{c: dialled, r: bufio.NewReaderSize(dialled, 4<<10), w: messageWriter{w: dialled}}
 	}

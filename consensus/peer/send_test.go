@@ -162,6 +162,33 @@ func TestCall_PeerRestarted_IsNotLostToPooledConnections(t *testing.T) {
 	}
 }
 
+func TestCall_PeerMoved_ConnectionsToItsOldAddressAreGivenUp(t *testing.T) {
+	oa, ob := testOptions(t, 1), testOptions(t, 2)
+	a := open(t, oa)
+	var addresses []raft.ServerAddress
+	for round := range 2 {
+		if round > 0 {
+			ob.Listener = newListener(t)
+			ob.Address = raft.ServerAddress(ob.Listener.Addr().String())
+		}
+		b := open(t, ob)
+		b.Bind(newFakeNode(1))
+		serve(t, b, agree)
+		if err := beat(a, b, 1); err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, b.LocalAddr())
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.callers.mu.Lock()
+	defer a.callers.mu.Unlock()
+	if len(a.callers.idle[callee{"node-2", addresses[1]}]) != 1 || len(a.callers.idle) != 1 {
+		t.Errorf("it keeps %v", a.callers.idle)
+	}
+}
+
 func TestVotes_NodeMayNotCampaign_AsksNobody(t *testing.T) {
 	a, b := pair(t, func(a, _ *Options) { a.MayCampaign = func() error { return errors.New("disk: unexpected command") } }, func(raft.RPC) {
 		t.Error("a message came through")
