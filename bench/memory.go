@@ -1,12 +1,10 @@
 package bench
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"math"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -62,34 +60,18 @@ func ownMallocs() uint64 {
 	return m.Mallocs
 }
 
-// heapPageBytesMax bounds a heap profile as text: some hundred bytes for each of the places that allocate.
-const heapPageBytesMax = 64 << 20
-
 // ServerMallocs asks the metrics port of a node (HOST:PORT) how many heap objects the process has allocated since its
 // start. It reads runtime.MemStats at the end of the heap profile's text, where net/http/pprof puts them.
 func ServerMallocs(ctx context.Context, endpoint string) (n uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+endpoint+"/debug/pprof/heap?debug=1", nil)
+	page, err := fetch(ctx, endpoint, "/debug/pprof/heap?debug=1", 5*time.Second)
 	if err != nil {
-		return 0, fmt.Errorf("cannot ask %s for its allocations: %w", endpoint, err)
+		return 0, err
 	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, fmt.Errorf("cannot ask %s for its allocations: %w", endpoint, err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("cannot ask %s for its allocations: it answers %s", endpoint, res.Status)
-	}
-	sc := bufio.NewScanner(io.LimitReader(res.Body, heapPageBytesMax))
-	for sc.Scan() {
-		if _, err := fmt.Sscanf(sc.Text(), "# Mallocs = %d", &n); err == nil {
+	const label = "# Mallocs = "
+	if at := bytes.LastIndex(page, []byte(label)); at >= 0 {
+		if _, err := fmt.Sscanf(string(page[at:min(len(page), at+64)]), label+"%d", &n); err == nil {
 			return n, nil
 		}
-	}
-	if err := sc.Err(); err != nil {
-		return 0, fmt.Errorf("cannot read the allocations of %s: %w", endpoint, err)
 	}
 	return 0, fmt.Errorf("cannot read the allocations of %s: its heap profile does not tell them", endpoint)
 }
