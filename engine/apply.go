@@ -37,6 +37,7 @@ type applier struct {
 	effects         []Effect
 	deadlines       deadlineChanges
 	packer          packer
+	ahead           CachedGets // of readAhead
 
 	// space is the namespace of the write at hand. While undoing, every change of a record is noted in undo.
 	space   *namespaceState
@@ -123,6 +124,7 @@ func (a *applier) apply(index, term uint64, entry []byte) []wire.Result {
 	}
 	a.sessions.expire(a.now)
 	a.once.forget(a.now)
+	a.readAhead(ops, h.Count)
 	results := make([]wire.Result, h.Count)
 	var op wire.Op
 	for i := range results {
