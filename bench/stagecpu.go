@@ -51,7 +51,8 @@ func stageOf(s *profile.Sample) string {
 	return stageOther
 }
 
-// stageShares splits a CPU profile: the share of each stage, which add up to 1. An empty profile has none.
+// stageShares splits a CPU profile: the share of each stage, which add up to 1. What little a node has used whose profile is
+// empty is told as other.
 func stageShares(raw []byte) (map[string]float64, error) {
 	p, err := profile.Parse(bytes.NewReader(raw))
 	if err != nil {
@@ -59,6 +60,9 @@ func stageShares(raw []byte) (map[string]float64, error) {
 	}
 	if len(p.SampleType) == 0 {
 		return nil, fmt.Errorf("cannot read a CPU profile: it has no kind of value")
+	}
+	if len(p.Sample) == 0 {
+		return map[string]float64{stageOther: 1}, nil
 	}
 	shares, all := map[string]float64{}, 0.0
 	for _, s := range p.Sample {

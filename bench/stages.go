@@ -69,8 +69,8 @@ type StageCPU struct {
 	All       float64 `json:"all_us"`
 }
 
-// stageWorkloads are what is split.
-var stageWorkloads = []string{"put", "get"}
+// stageWorkloads are what is split. Gets come first: puts leave work behind, a checkpoint above all.
+var stageWorkloads = []string{"get", "put"}
 
 // stageOrder is the order of rows: that of the way of an operation, then what stands beside it.
 var stageOrder = []string{"network", "parse", "look-up", "batch", "log", "replicate", "apply", "change feed", "reply", "checkpoint", "scheduling", "collecting garbage", stageOther}

@@ -72,6 +72,9 @@ func TestStageShares_StacksOfEveryStage_CountForTheirStageAndAddUp(t *testing.T)
 	if math.Abs(sum-1) > 1e-9 || len(want) > 0 {
 		t.Errorf("the sum is %v, missing %v", sum, want)
 	}
+	if idle, err := stageShares(cpuProfile(t, nil)); err != nil || len(idle) != 1 || idle[stageOther] != 1 {
+		t.Errorf("an empty profile: %v, %v", idle, err)
+	}
 	if _, err := stageShares([]byte("no profile")); err == nil {
 		t.Error("what is no profile was split")
 	}

@@ -103,7 +103,7 @@ func TestMessage_EveryAnswer_ComesAsItWas(t *testing.T) {
 		if !reflect.DeepEqual(c.into, c.response) || (err != nil) != (c.err != nil) {
 			t.Errorf("%+v, %.40v came as %+v, %.40v", c.response, c.err, c.into, err)
 		}
-		if err != nil && (errors.As(err, new(remoteError)) == false || stale(err) || c.err.Error() != "" && !strings.HasPrefix(c.err.Error(), err.Error())) {
+		if err != nil && (!errors.As(err, new(remoteError)) || stale(err) || c.err.Error() != "" && !strings.HasPrefix(c.err.Error(), err.Error())) {
 			t.Errorf("%.40v came as %.40v", c.err, err)
 		}
 	}
