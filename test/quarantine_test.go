@@ -152,6 +152,48 @@ func TestQuarantine_DamagedFilesOfAStoppedFollower_RebuildsItselfFromItsPeers(t 
 	b.everywhere(t, c)
 }
 
+// TestQuarantine_NothingButTheStateNamedTheCluster_RebuildsItself damages the checkpoint of nodes whose file of known
+// nodes never named their cluster: of one that founded alone, and of one that lost that file. Without their state they
+// must still be able to say which cluster is theirs: the others answer nobody else.
+func TestQuarantine_NothingButTheStateNamedTheCluster_RebuildsItself(t *testing.T) {
+	damaged := func(t *testing.T, c *testcluster.Cluster, i int, b *blobs) {
+		n := c.Node(i)
+		waitCompacted(t, n)
+		n.Kill()
+		flip(t, filepath.Join(n.DataDir(), "groups/1/CHECKPOINT"), 30)
+		n.Start()
+		rebuilt(t, n, 1)
+		b.write(t, c, 10)
+		b.everywhere(t, c)
+	}
+	t.Run("founded alone", func(t *testing.T) {
+		c := testcluster.StartCluster(t, testcluster.ClusterOptions{Nodes: 1, Settings: shortLog()})
+		var b blobs
+		b.write(t, c, 60)
+		for i := 1; i < 3; i++ {
+			c.AddJoining().Start()
+			waitVoter(t, c.Node(0), c.ID(i))
+		}
+		b.write(t, c, 60)
+		damaged(t, c, 0, &b)
+	})
+	t.Run("file of known nodes lost", func(t *testing.T) {
+		c := testcluster.StartCluster(t, testcluster.ClusterOptions{Settings: shortLog()})
+		var b blobs
+		b.write(t, c, 120)
+		i := follower(c)
+		n := c.Node(i)
+		n.Kill()
+		if err := os.Remove(filepath.Join(n.DataDir(), kindPeers)); err != nil {
+			t.Fatal(err)
+		}
+		n.Start()
+		b.write(t, c, 10)
+		b.everywhere(t, c)
+		damaged(t, c, i, &b)
+	})
+}
+
 // TestQuarantine_KilledWhileItRebuilds_GoesOnWithIt kills a node several times while the copy comes in.
 func TestQuarantine_KilledWhileItRebuilds_GoesOnWithIt(t *testing.T) {
 	kills := count(t, "REBUILD_KILLS", 5, 2)

@@ -39,7 +39,7 @@ type page struct {
 	founders         []Founder
 	hash             [32]byte // of founders, or as members of the joined cluster told it
 	founded          bool
-	cluster, history [16]byte // of the cluster that this node joined
+	cluster, history [16]byte // of the cluster that this node joined, or in which it has met another node since
 	entries          map[string]entry
 }
 
@@ -245,7 +245,11 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	if h.Starts != 0 { // judged: not fewer than before
 		e.starts, e.mark = h.Starts, h.Nonce
 	}
-	learn := t.cluster != [16]byte{} && t.cluster == h.Cluster && b.now.hash == [32]byte{} && h.Founders != [32]byte{}
+	// The state names the cluster, and may get lost. Then this page alone tells whose state is to be fetched, whatever
+	// the page was before: of a node that founded alone, or whose page was lost.
+	same := t.cluster != [16]byte{} && t.cluster == h.Cluster // and so is the history: it was judged
+	learnHash := same && b.now.hash == [32]byte{} && h.Founders != [32]byte{}
+	learn := learnHash || same && (b.now.cluster != t.cluster || b.now.history != t.history)
 	durable := learn || e.incarnation != old.incarnation || e.address != old.address || e.starts != old.starts || e.mark != old.mark
 	if !durable && e.nonce == old.nonce {
 		return nil, nil
@@ -256,6 +260,9 @@ func (b *book) admit(h *Hello, t trust) (*refusal, error) {
 	}
 	next.entries[h.Source] = e
 	if learn {
+		next.cluster, next.history = t.cluster, t.history
+	}
+	if learnHash {
 		// A node that joined later knows only the cluster id, a founder that was down since the first
 		// minute knows only the founders. With both this node can talk to either.
 		next.hash = h.Founders
