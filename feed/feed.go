@@ -50,8 +50,9 @@ type Feed struct {
 	syncing sync.Mutex
 	// io is held by whoever writes to segments.
 	io sync.Mutex
-	// Guarded by io: a segment was created since the directory was synced.
+	// Guarded by io. created: a segment was created since the directory was synced.
 	created bool
+	bulk    bulk
 
 	failed atomic.Pointer[error] // the first failure; never reset
 
@@ -86,8 +87,8 @@ type counters struct {
 // revision rev; they are in order of revision. It copies them. Nobody sees them before Publish. It has to be called for
 // entries without events too: Sync promises up to them.
 //
-// It holds the lock that watchers take for moments, and writes to the page cache now and then: it waits neither for the
-// disk nor for a watcher.
+// It holds the lock that watchers take for moments. It does not wait for a watcher, nor for the disk, unless half of the
+// ring waits for that.
 func (f *Feed) Append(index, ts uint64, time int64, rev wire.Revision, events []Event) {
 	f.mu.Lock()
 	if index <= f.at.index || rev < f.at.revision || ts < index {
@@ -108,10 +109,10 @@ func (f *Feed) Append(index, ts uint64, time int64, rev wire.Revision, events []
 	}
 	f.at = next
 	f.counters.entries++
-	waiting := f.end - f.flushed
+	end, waiting := f.end, f.end-f.flushed
 	f.mu.Unlock()
 	if waiting >= f.flushBytes {
-		f.flushSome(waiting)
+		f.flushSome(end, waiting)
 	}
 }
 

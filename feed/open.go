@@ -18,7 +18,7 @@ func Open(o Options) (*Feed, error) {
 	if err := o.Check(); err != nil {
 		return nil, fmt.Errorf("cannot open the feed: %w", err)
 	}
-	f := &Feed{o: o, log: o.Logger, flushBytes: min(flushBytes, o.RingBytes/4), recordBytes: recordBytesTarget, scanBytes: scanMax}
+	f := &Feed{o: o, log: o.Logger, flushBytes: min(flushBytes, o.RingBytes/4), recordBytes: recordBytesTarget, scanBytes: scanMax, bulk: bulk{least: bulkBytes}}
 	f.watchers.init()
 	all, err := f.find()
 	if err == nil {

@@ -18,7 +18,8 @@ func TestFeed_RandomLives_EachWatcherSeesItsHistoryOrIsTold(t *testing.T) {
 	seed := testSeed(t)
 	for life := range 30 {
 		rng := rand.New(rand.NewPCG(seed, uint64(life)))
-		t.Run(fmt.Sprint(life), func(t *testing.T) { newLife(t, rng).live(250) })
+		// A third of them in pieces that are large enough to be written past the page cache.
+		t.Run(fmt.Sprint(life), func(t *testing.T) { newLife(t, rng, life%3 == 2).live(250) })
 	}
 }
 
@@ -29,7 +30,9 @@ type life struct {
 	o   Options
 	f   *Feed
 
-	index     uint64           // newest published
+	index     uint64 // newest published
+	wide      bool
+	bulks     int              // files that were written past the page cache
 	synced    []uint64         // points that a checkpoint may name: the last one that was durable, and the synced ones behind it
 	sizes     map[string]int64 // of files, as of the last sync
 	watchers  map[*Watcher]*wish
@@ -38,11 +41,15 @@ type life struct {
 	resumed   int
 }
 
-func newLife(t *testing.T, rng *rand.Rand) *life {
-	l := &life{t: t, rng: rng, h: newHistory(rng), synced: []uint64{0}}
+func newLife(t *testing.T, rng *rand.Rand, wide bool) *life {
+	l := &life{t: t, rng: rng, h: newHistory(rng), wide: wide, synced: []uint64{0}}
+	times := int64(1)
+	if wide {
+		times = 16
+	}
 	l.o = Options{
 		Dir: filepath.Join(t.TempDir(), "feed"), Logger: quiet(),
-		SegmentBytes: 4<<10 + rng.Int64N(16<<10), RingBytes: 4<<10 + rng.Int64N(16<<10), WatchersMax: 50,
+		SegmentBytes: times * (4<<10 + rng.Int64N(16<<10)), RingBytes: times * (4<<10 + rng.Int64N(16<<10)), WatchersMax: 50,
 	}
 	l.o.RetainBytes = l.o.SegmentBytes * (1 + rng.Int64N(20))
 	l.open()
@@ -58,6 +65,9 @@ func (l *life) open() {
 	f, err := Open(l.o)
 	if err != nil {
 		l.fatal("open: %v", err)
+	}
+	if l.wide {
+		f.bulk.least = 0
 	}
 	f.recordBytes, f.scanBytes = 1+l.rng.IntN(2000), 1+l.rng.Int64N(20<<10)
 	l.f, l.watchers = f, make(map[*Watcher]*wish)
@@ -96,6 +106,9 @@ func (l *life) live(steps int) {
 	for w := range l.watchers {
 		l.read(w, 1<<30)
 	}
+	if l.wide && l.f.counters.appended > 1<<20 && l.bulks == 0 && !l.f.bulk.never {
+		l.fatal("nothing was written past the page cache")
+	}
 	if err := l.f.Close(); err != nil {
 		l.fatal("close: %v", err)
 	}
@@ -110,7 +123,11 @@ func (l *life) live(steps int) {
 // advance applies the next entry, an old one if a crash has lost it.
 func (l *life) advance() {
 	if l.index == l.h.newest() {
-		l.h.grow(8, 300)
+		most := 300
+		if l.wide {
+			most = 8000
+		}
+		l.h.grow(8, most)
 	}
 	l.index++
 	l.h.append(l.f, l.index)
@@ -131,6 +148,11 @@ func (l *life) sync() {
 	if err := l.f.Sync(l.index); err != nil {
 		l.fatal("sync: %v", err)
 	}
+	l.f.io.Lock()
+	if l.f.bulk.direct != nil {
+		l.bulks++
+	}
+	l.f.io.Unlock()
 	l.noteSizes()
 	l.synced = append(l.synced, l.index)
 	if l.rng.IntN(2) == 0 {
@@ -223,7 +245,11 @@ func (l *life) reopen(index uint64, first wire.Revision) {
 // reset jumps ahead, as a snapshot does.
 func (l *life) reset() {
 	for range 1 + l.rng.IntN(50) {
-		l.h.grow(8, 300)
+		most := 300
+		if l.wide {
+			most = 8000
+		}
+		l.h.grow(8, most)
 	}
 	l.index = l.h.newest()
 	e := &l.h.entries[l.index]

@@ -46,10 +46,11 @@ func (f *Feed) sync(index uint64) error {
 		f.put(f.at.revision, appendHead(nil, &head{kind: kindMark, state: f.at}))
 		f.recorded = f.at.index
 	}
+	end := f.end
 	f.mu.Unlock()
 
 	f.io.Lock()
-	err := f.flush()
+	err := f.flush(end)
 	var dirty []*os.File
 	f.mu.Lock()
 	for _, s := range f.segments {
@@ -90,31 +91,36 @@ func (f *Feed) failure() error {
 	return nil
 }
 
-// flushSome has the applier write what waits. While another one writes, it leaves it to that one, unless too much of the
-// ring waits. An error is kept for Sync.
-func (f *Feed) flushSome(waiting int64) {
+// flushSome has what waits up to end written, beside the applier. While another one writes, it leaves it to that one;
+// when too much of the ring waits, the applier writes it itself. An error is kept for Sync.
+func (f *Feed) flushSome(end, waiting int64) {
 	if f.failed.Load() != nil {
 		return
 	}
-	if !f.io.TryLock() {
-		if waiting < f.ring.bytesMax/2 {
-			return
-		}
-		f.io.Lock()
+	if f.io.TryLock() {
+		go func() { // owned by Feed; Close waits for io
+			defer f.io.Unlock()
+			_ = f.flush(end) // kept by fail; Sync returns it
+		}()
+		return
 	}
+	if waiting < f.ring.bytesMax/2 {
+		return
+	}
+	f.io.Lock()
 	defer f.io.Unlock()
-	_ = f.flush() // kept by fail; Sync returns it
+	_ = f.flush(end)
 }
 
-// flush writes what the segments don't have yet. REQUIRES: io held.
-func (f *Feed) flush() error {
+// flush writes what the segments don't have yet, up to end at least. REQUIRES: io held.
+func (f *Feed) flush(end int64) error {
 	if err := f.failure(); err != nil {
 		return err
 	}
 	for {
 		f.mu.Lock()
 		at := f.flushed
-		if at == f.end {
+		if at >= end {
 			f.mu.Unlock()
 			return nil
 		}
@@ -135,7 +141,7 @@ func (f *Feed) flush() error {
 			}
 			f.created = true
 		}
-		_, err := file.WriteAt(data, at-s.start)
+		err := f.bulk.write(s, file, data, at-s.start)
 		f.mu.Lock()
 		s.file = file
 		if err == nil {
@@ -215,6 +221,11 @@ func (f *Feed) Reset(index, ts uint64, rev wire.Revision) error {
 		f.io.Unlock()
 		return ErrClosed
 	}
+	if err := f.bulk.close(); err != nil {
+		f.mu.Unlock()
+		f.io.Unlock()
+		return f.fail(fmt.Errorf("cannot close a segment of the feed: %w", err))
+	}
 	ready := f.endAll(ErrCompacted)
 	old := f.segments
 	files := make([]*os.File, len(old))
@@ -266,6 +277,7 @@ func (f *Feed) Close() error {
 	}
 	f.io.Lock()
 	defer f.io.Unlock()
+	err = errors.Join(err, f.bulk.close())
 	f.mu.Lock()
 	f.closed = true
 	ready = f.endAll(ErrClosed)
