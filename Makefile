@@ -19,7 +19,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # -buildvcs=false: Go's own stamp fails the build where git refuses to read the repository.
 BUILD_FLAGS := -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: build build-failpoints proto run test cluster bench bench-peers bench-stages profile worst crashes test-faults check race fuzz bench-compare fmt clean help
+.PHONY: build build-failpoints proto run test cluster bench bench-peers bench-stages profile pgo worst crashes test-faults check race fuzz bench-compare fmt clean help
 
 build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 	@mkdir -p bin
@@ -53,6 +53,9 @@ bench-stages: build ## where the time of one put and one get goes, by stage: lat
 
 profile: build ## profiles and flame graphs of three nodes under WORKLOAD (put, get, mixed, lone-put, lone-get, txn)
 	@WORKLOAD='$(WORKLOAD)' perf/profile.sh
+
+pgo: build ## makes cmd/kvstore/default.pgo anew, the profile by which the compiler optimizes the server
+	@perf/pgo.sh
 
 worst: build ## the figures of bad days: fail-over, transfer, a stopped follower, restart with a gigabyte, overload
 	@perf/worst.sh
