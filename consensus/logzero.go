@@ -100,6 +100,7 @@ func (z *zeroAhead) next() bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	enough := min(z.size, z.reached+zeroMax)
+	z.upTo = max(z.upTo, z.reached) // who waits in claim waits for one piece
 	if z.closed || z.failed || z.upTo >= enough {
 		return false
 	}
