@@ -45,7 +45,7 @@ func openDirectTail(path string, segment io.ReaderAt) (*directTail, error) {
 	if err != nil {
 		return nil, err
 	}
-	zero, err := openZeroAhead(path)
+	zero, err := newZeroAhead(file)
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
@@ -92,4 +92,7 @@ func (d *directTail) seek(at int64, n int) error {
 	return nil
 }
 
-func (d *directTail) close() error { return errors.Join(d.zero.close(), d.file.Close()) }
+func (d *directTail) close() error {
+	d.zero.close()
+	return d.file.Close()
+}

@@ -104,8 +104,12 @@ func (f *dataSyncFile) sync() error {
 		f.synced = true
 		return nil
 	}
+	return fdatasync(f.file)
+}
+
+func fdatasync(d descriptor) error {
 	for {
-		if err := syscall.Fdatasync(int(f.file.Fd())); err != syscall.EINTR {
+		if err := syscall.Fdatasync(int(d.Fd())); err != syscall.EINTR {
 			return err
 		}
 	}

@@ -1,10 +1,7 @@
 package consensus
 
 import (
-	"errors"
-	"os"
 	"sync"
-	"syscall"
 
 	"kvstore/internal/directio"
 )
@@ -25,9 +22,8 @@ const (
 // zeros had been written. What it costs is that everything is written twice, the first time in large pieces.
 type zeroAhead struct {
 	// Immutable.
-	file *directio.File
-	data *os.File // to be synced
-	size int64    // of the segment
+	file *directio.File // directTail's
+	size int64          // of the segment
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -40,20 +36,12 @@ type zeroAhead struct {
 	failed   bool // nothing more is written; the log's own writes tell what is wrong
 }
 
-func openZeroAhead(path string) (*zeroAhead, error) {
-	file, err := directio.Open(path)
+func newZeroAhead(file *directio.File) (*zeroAhead, error) {
+	size, err := file.Size()
 	if err != nil {
 		return nil, err
 	}
-	data, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	st, err := data.Stat()
-	if err != nil {
-		return nil, errors.Join(err, file.Close(), data.Close())
-	}
-	z := &zeroAhead{file: file, data: data, size: st.Size() &^ (directio.Block - 1)}
+	z := &zeroAhead{file: file, size: size &^ (directio.Block - 1)}
 	z.changed.L = &z.mu
 	return z, nil
 }
@@ -87,10 +75,10 @@ func (z *zeroAhead) run() {
 		z.changed.Broadcast()
 		z.mu.Unlock()
 	}
-	err := syscall.Fdatasync(int(z.data.Fd()))
+	err := fdatasync(z.file)
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.failed = z.failed || err != nil && !errors.Is(err, syscall.EINTR)
+	z.failed = z.failed || err != nil
 	z.running = false
 	z.changed.Broadcast()
 }
@@ -109,12 +97,11 @@ func (z *zeroAhead) next() bool {
 }
 
 // close waits for what is being written: whoever opens the segment next may write there.
-func (z *zeroAhead) close() error {
+func (z *zeroAhead) close() {
 	z.mu.Lock()
+	defer z.mu.Unlock()
 	z.closed = true
 	for z.running {
 		z.changed.Wait()
 	}
-	z.mu.Unlock()
-	return errors.Join(z.file.Close(), z.data.Close())
 }

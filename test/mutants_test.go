@@ -198,7 +198,7 @@ func withoutFsyncChanges(t *testing.T) []change {
 	}
 	return []change{
 		{filepath.Join(strings.TrimSpace(string(goroot)), "src/internal/poll/fd_fsync_posix.go"), "return syscall.Fsync(fd.Sysfd)", "_ = syscall.Fsync; return nil"},
-		{"consensus/logfile.go", "syscall.Fdatasync(int(f.file.Fd()))", "error(nil)"},
+		{"consensus/logfile.go", "syscall.Fdatasync(int(d.Fd()))", "error(nil)"},
 		// The disk of the tests has no cache of its own: what was written past the page cache would be there.
 		{"internal/directio/file.go", "if errors.Is(err, unix.EINVAL) {\n\t\treturn nil,", "if true {\n\t\treturn nil,"},
 	}

@@ -12,7 +12,7 @@
 // are not written past it at the same time: the kernel drops a page that a direct write covers. A write is no promise:
 // only fsync or fdatasync makes it durable, as for any other.
 //
-// Who owns what: a File belongs to one goroutine at a time; Close closes it.
+// Who owns what: a File belongs to one goroutine at a time, and to one more that calls Zero; Close closes it.
 //
 // What it never does: fall back by itself. A file system that can't do it (some network and memory file systems) is
 // ErrUnsupported, and the caller writes as ever.

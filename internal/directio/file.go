@@ -43,6 +43,18 @@ func Open(path string) (*File, error) {
 // Close closes the file.
 func (f *File) Close() error { return f.file.Close() }
 
+// Fd gives the descriptor, by which the file can be synced. It is valid until Close.
+func (f *File) Fd() uintptr { return f.file.Fd() }
+
+// Size gives the length of the file in bytes.
+func (f *File) Size() (int64, error) {
+	st, err := f.file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
 // WriteBlocks writes p at off, which may make the file longer. REQUIRES: len(p) and off are multiples of Block.
 func (f *File) WriteBlocks(p []byte, off int64) error {
 	check(int64(len(p)), off)
@@ -66,7 +78,7 @@ func (f *File) WriteBlocks(p []byte, off int64) error {
 // zeros is what Zero writes; nobody writes to it.
 var zeros = sync.OnceValue(func() []byte { return Make(pieceBytes) })
 
-// Zero writes n zeros at off. REQUIRES: n and off are multiples of Block.
+// Zero writes n zeros at off. It may run beside WriteBlocks on other blocks. REQUIRES: n and off are multiples of Block.
 func (f *File) Zero(off, n int64) error {
 	check(n, off)
 	for n > 0 {
