@@ -33,9 +33,11 @@ func (a *applier) readAhead(ops []byte, count uint32) {
 			a.readAheadGroup(&op)
 		}
 	}
+	t := a.in.store.tail.Load()
 	if a.ahead.Len() >= aheadLeast {
-		a.ahead.warm(a.in.store.tail.Load())
+		a.ahead.warm(t)
 	}
+	a.fetch(t)
 }
 
 // readAheadGroup adds the keys of a batch or transaction.

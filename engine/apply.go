@@ -38,6 +38,7 @@ type applier struct {
 	deadlines       deadlineChanges
 	packer          packer
 	ahead           CachedGets // of readAhead
+	fetcher         fetcher
 
 	// space is the namespace of the write at hand. While undoing, every change of a record is noted in undo.
 	space   *namespaceState

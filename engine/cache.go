@@ -132,6 +132,18 @@ func (c *cache) view(hash uint64, recordKey []byte, ts uint64, fn func(r *stored
 	return answer
 }
 
+// holds reports whether view would know the key. It counts as no use.
+func (c *cache) holds(hash uint64, recordKey []byte, ts uint64) bool {
+	if c == nil {
+		return false
+	}
+	s := c.stripe(hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entry(hash, recordKey)
+	return e != nil && binary.LittleEndian.Uint64(e[16:]) <= ts
+}
+
 // appendTo appends the stored record to dst if it is cached and may be shown at ts.
 func (c *cache) appendTo(dst []byte, hash uint64, recordKey []byte, ts uint64) ([]byte, cacheAnswer) {
 	if c == nil {

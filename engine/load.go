@@ -26,9 +26,18 @@ func (a *applier) loadValue(st *staged) {
 	st.old.Value = value
 }
 
-// read looks for a.loading in the cache, then in the store.
+// read looks for a.loading among what was fetched, in the tail and the cache, then in Badger.
 func (a *applier) read() {
 	st, ts := a.loading, a.last.ts
+	if stored, found, known := a.fetcher.get(st.hash, st.key); known {
+		a.fetcher.missed++
+		if st.oldExists = found; found {
+			if err := a.loadedStored(stored); err != nil {
+				a.failRead(err)
+			}
+		}
+		return
+	}
 	p := point{ts: ts}
 	switch a.in.hot(st.hash, st.key, &p, a.onCached) {
 	case cacheHit:
@@ -37,6 +46,7 @@ func (a *applier) read() {
 	case cacheAbsent:
 		return
 	}
+	a.fetcher.missed++
 	found, err := a.in.store.getAt(ts, st.key, a.onStored)
 	if err != nil {
 		a.failRead(err)
