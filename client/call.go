@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"sync"
@@ -64,6 +65,10 @@ type call struct {
 	sess *session
 	seq  uint64
 
+	// Of the goroutine that waits for the call; nil: nobody does, or for good.
+	ctx  context.Context
+	done <-chan struct{}
+
 	// Over all attempts, for the rules of retry.go.
 	attempts  int
 	redirects int
@@ -88,6 +93,7 @@ type call struct {
 	credit      int // bytes counted against the server's credit: those of the body before compression
 	cn          *conn
 	ref         *ref
+	watched     bool // the connection ends it when its context does; see shared
 	slot        uint32
 	id          uint32
 

@@ -62,7 +62,7 @@ type placedRef struct {
 // conn is one connection: a buffer that callers append frames to, and a table of unanswered requests.
 //
 // Two goroutines belong to it: read, which ends with the connection and then settles every call, and
-// write, which ends after read. The right to write to the socket (flushing) passes between callers and
+// write, which ends after read. A third may watch a context that many calls share, see shared. The right to write to the socket (flushing) passes between callers and
 // write; it is held by one at a time.
 type conn struct {
 	// Immutable after the handshake.
@@ -109,6 +109,8 @@ type conn struct {
 	swept         time.Duration // time of the last sweep
 	silence       time.Duration // how long nothing has come from the peer while something was unanswered
 	lastProgress  uint64
+	shared        *shared         // nil: none
+	lastDone      <-chan struct{} // that of the context of the last call
 	pinged        bool
 	suspected     bool
 	// settled is broadcast when flushing or writing ends.
@@ -405,8 +407,10 @@ func (c *conn) enqueue(cl *call) bool {
 	// One goroutine that pipelines would write each of its frames alone: the writer goroutine does it
 	// instead, and takes what was appended meanwhile.
 	pipelined := cl.onDone != nil
+	start := c.share(cl)
 	lead, gather := c.lead()
 	c.mu.Unlock()
+	c.watch(start)
 	switch {
 	case lead && pipelined:
 		c.wake <- struct{}{}
@@ -416,34 +420,65 @@ func (c *conn) enqueue(cl *call) bool {
 	return true
 }
 
-// enqueueReads does prepare, admit, seal and enqueue for the calls at the start of calls, which are asynchronous, as far as each
-// is a read that goes to this connection, is not to be compressed, and need not wait. It returns how many it has taken: they
-// belong to the connection then.
+// enqueueSmall does prepare, admit, seal and enqueue under one lock, for a call that is small and need not wait. It reports whether
+// it has taken the call; if not, nothing has happened to it.
+func (c *conn) enqueueSmall(cl *call, now time.Duration) bool {
+	pipelined := cl.onDone != nil
+	c.mu.Lock()
+	if !c.takeSmall(cl, now) {
+		c.mu.Unlock()
+		return false
+	}
+	start := c.share(cl)
+	lead, gather := c.lead()
+	c.mu.Unlock()
+	c.watch(start)
+	switch {
+	case lead && pipelined:
+		c.wake <- struct{}{}
+	case lead:
+		c.flush(gather)
+	}
+	return true
+}
+
+// takeSmall is enqueueSmall without its locking and writing. REQUIRES: mu held.
+func (c *conn) takeSmall(cl *call, now time.Duration) bool {
+	size := len(cl.head) - cl.skip + len(cl.value)
+	if size > min(smallBytesMax, int(c.ack.MaxFrame)) || cl.stream != nil || c.err != nil || c.goingAway || c.waiters.head != nil {
+		return false
+	}
+	credit, bodyBytes, inline := cl.credit, cl.bodyBytes, cl.inline
+	cl.credit, cl.bodyBytes, cl.inline = size, size, wire.HeaderBytes+size
+	if !c.fits(cl) {
+		cl.credit, cl.bodyBytes, cl.inline = credit, bodyBytes, inline
+		return false
+	}
+	cl.packed, cl.packedTried, cl.ref = nil, false, nil
+	cl.attempts++
+	c.take(cl)
+	s := &c.slots[cl.slot]
+	s.enqueued, s.start = true, c.enqueuedBytes
+	c.enqueuedBytes += uint64(cl.inline)
+	h := wire.Header{Op: cl.op, Flags: c.flags, ID: cl.id, TimeOrTimeout: timeoutMs(cl.deadline - now), StatusOrGroup: cl.group}
+	key := len(cl.head) - cl.keyLen
+	c.buf = wire.AppendFrame(c.buf, h, cl.head[cl.skip:key], cl.head[key:], cl.value)
+	return true
+}
+
+// enqueueReads does enqueueSmall for the calls at the start of calls, which are asynchronous, as far as each is a read that goes to
+// this connection. It returns how many it has taken: they belong to the connection then.
 func (c *conn) enqueueReads(calls []*call, now time.Duration) (n int) {
 	c.mu.Lock()
-	if c.err != nil || c.goingAway || c.waiters.head != nil {
-		c.mu.Unlock()
-		return 0
-	}
 	for _, cl := range calls[:min(len(calls), readsMax)] {
-		size := len(cl.head) - cl.skip
-		if cl.write || cl.spread || size > int(c.ack.MaxFrame) || size >= wire.CompressBytesMin && c.ack.Codec != wire.CodecNone {
+		if cl.write || cl.spread {
 			break
 		}
-		cl.credit, cl.bodyBytes, cl.inline = size, size, wire.HeaderBytes+size
-		if !c.fits(cl) {
+		cl.res, cl.cn, cl.onDone = result{}, c, c.client.onAnswer
+		if !c.takeSmall(cl, now) {
+			cl.onDone = nil
 			break
 		}
-		cl.res, cl.cn = result{}, c
-		cl.attempts++
-		cl.onDone = c.client.onAnswer
-		c.take(cl)
-		s := &c.slots[cl.slot]
-		s.enqueued, s.start = true, c.enqueuedBytes
-		c.enqueuedBytes += uint64(cl.inline)
-		h := wire.Header{Op: cl.op, Flags: c.flags, ID: cl.id, TimeOrTimeout: timeoutMs(cl.deadline - now), StatusOrGroup: cl.group}
-		ext := cl.head[cl.skip : len(cl.head)-cl.keyLen]
-		c.buf = wire.AppendFrame(c.buf, h, ext, cl.head[len(cl.head)-cl.keyLen:], nil)
 		n++
 	}
 	lead := false
@@ -580,6 +615,7 @@ func (c *conn) drain() {
 		orphans = append(orphans, cl)
 	}
 	c.failWaiters(lost)
+	c.endShared()
 	c.buf, c.spare, c.refs, c.spareRefs = nil, nil, nil, nil
 	c.mu.Unlock()
 	for _, cl := range orphans {

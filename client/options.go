@@ -22,6 +22,9 @@ const (
 	// writeChunkBytes is how much of a large payload one write hands to the kernel: the progress of a slow
 	// peer shows at this grain.
 	writeChunkBytes = 256 << 10
+	// smallBytesMax bounds the body of a request that is encoded under the connection's lock: its checksum takes 60 ns. It is not to
+	// be compressed.
+	smallBytesMax = wire.CompressBytesMin - 1
 	// readsMax bounds the reads of a pipeline that are encoded under one lock: some 10 µs.
 	readsMax = 128
 	// keepBytesMax bounds the buffers that are kept for re-use.

@@ -49,6 +49,7 @@ func (b *budget) take() bool {
 // do makes attempts until the call has a result or nothing more may be tried; errorOf tells which. It
 // returns with no connection referring to cl.
 func (c *Client) do(ctx context.Context, cl *call) {
+	cl.ctx, cl.done = ctx, ctx.Done()
 	for {
 		if c.submit(ctx, cl) {
 			c.await(ctx, cl)
@@ -107,11 +108,14 @@ func (cl *call) toLeader() bool {
 
 // send hands the frame to a connection; false: nothing was sent, and cl.res says why.
 func (c *Client) send(ctx context.Context, cl *call, cn *conn) bool {
+	cl.cn = cn
+	if cn.enqueueSmall(cl, cl.time(c)) {
+		return true
+	}
 	if err := cn.prepare(cl); err != nil {
 		cl.res.stop = err
 		return false
 	}
-	cl.cn = cn
 	if !cn.admit(ctx, cl) {
 		return false
 	}
@@ -134,7 +138,7 @@ func timeoutMs(left time.Duration) uint32 {
 
 // await waits for what becomes of the attempt.
 func (c *Client) await(ctx context.Context, cl *call) {
-	if done := ctx.Done(); done == nil {
+	if done := ctx.Done(); done == nil || cl.watched {
 		<-cl.ch
 	} else {
 		select {

@@ -30,6 +30,9 @@ func (c *conn) sweep() {
 	c.mu.Lock()
 	if c.err != nil || c.inflight == 0 && c.waiters.head == nil {
 		c.sweeping = false
+		if c.err == nil {
+			c.endShared() // else drain does, when it has ended the calls
+		}
 		c.mu.Unlock()
 		return
 	}
@@ -66,6 +69,7 @@ func (c *conn) sweep() {
 		}
 		cl = next
 	}
+	c.unshare()
 	grace := time.Duration(c.inflightBytes) * time.Second / silenceBytesPerSecond
 	suspected := c.silence > o.suspectAfter+grace && !c.suspected
 	if suspected {
