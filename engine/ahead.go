@@ -1,6 +1,11 @@
 package engine
 
-import "kvstore/wire"
+import (
+	"encoding/binary"
+	"iter"
+
+	"kvstore/wire"
+)
 
 const (
 	// aheadLeast is from how many keys on an entry is read ahead; aheadMost how many of them, and aheadBytesMax how many bytes of
@@ -9,6 +14,51 @@ const (
 	aheadMost     = 4096
 	aheadBytesMax = 256 << 10
 )
+
+// warmPlaces is how many places are warmed up together: more than a processor has under way at once, and so few that a step
+// finds what the one before it has brought.
+const warmPlaces = 64
+
+const (
+	// warmBytesMax bounds what is read ahead of a version. The processor sees by itself where a longer copy goes on.
+	warmBytesMax = 1 << 10
+	// cacheLineBytes is what the processor reads at once.
+	cacheLineBytes = 64
+)
+
+// warmAt reads the first bytes of the version at each place, then the rest of it, so that the processor waits for many of them at
+// the same time. What it returns says nothing. REQUIRES: at most warmPlaces of them.
+func (l *layer) warmAt(places []layerPlace) (touched byte) {
+	for _, place := range places {
+		touched += l.bytesAt(place)[0]
+	}
+	for _, place := range places {
+		b := l.bytesAt(place)
+		size := layerHeaderBytes + int(binary.LittleEndian.Uint32(b[24:])) + int(binary.LittleEndian.Uint32(b[28:]))
+		for at := cacheLineBytes; at < min(size, warmBytesMax); at += cacheLineBytes {
+			touched += b[at]
+		}
+	}
+	return touched
+}
+
+// warmed gives keys piece by piece, each when warmAt has read its versions. Whoever goes through all keys of a layer, one after the
+// other, otherwise waits for memory twice at each.
+func (l *layer) warmed(keys []sortedKey) iter.Seq[[]sortedKey] {
+	return func(yield func(piece []sortedKey) bool) {
+		var places [warmPlaces]layerPlace
+		for from := 0; from < len(keys); from += warmPlaces {
+			piece := keys[from:min(from+warmPlaces, len(keys))]
+			for i := range piece {
+				places[i] = piece[i].place
+			}
+			l.touched.Store(uint32(l.warmAt(places[:len(piece)])))
+			if !yield(piece) {
+				return
+			}
+		}
+	}
+}
 
 // aheadFull reports whether no more keys are taken.
 func (a *applier) aheadFull() bool {

@@ -15,10 +15,12 @@ import (
 // It stands behind the tail: who looks for a record at ts a looks there first, and comes here only if the tail has no version
 // of it at or below a. What the cache promises him: a hit is what the store holds at a. Three rules make it so.
 //
-//  1. When a layer has gone to Badger, update is called for each of its keys (which replaces the entry
-//     and raises the stripe's ts), and only then the layer leaves the tail.
+//  1. While a layer goes to Badger, update is called for each of its keys (which replaces the entry
+//     and raises the stripe's ts), and only then the layer leaves the tail. Until then whoever may see such a version finds it,
+//     or a newer one, in the tail.
 //  2. A hit counts only if the entry's ts is ≤ a. An entry always holds the newest version that Badger has, or a newer one that
-//     a reader found in the tail; what is newer still stands in the tail. So one that isn't younger than a is right at a.
+//     is on its way there or that a reader found in the tail; what is newer still stands in the tail. So one that isn't
+//     younger than a is right at a.
 //  3. A reader that read the store at a may fill the cache only while the stripe's ts is ≤ a: otherwise
 //     the record may have changed between its read and its fill.
 //

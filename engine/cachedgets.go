@@ -1,10 +1,6 @@
 package engine
 
-import (
-	"encoding/binary"
-
-	"kvstore/wire"
-)
+import "kvstore/wire"
 
 // CachedGets are reads of single records that are answered together, from memory alone: from the newest part of the state and
 // the hot-record cache. One may be used again and again, by one goroutine at a time; the zero value is ready.
@@ -24,8 +20,7 @@ type CachedGets struct {
 // cachedGet is one read.
 type cachedGet struct {
 	hash     uint64
-	at       layerPlace // where it is about to be looked at; a hint that only warm uses
-	key, end int        // its record key in CachedGets.keys
+	key, end int // its record key in CachedGets.keys
 	answer   cacheAnswer
 }
 
@@ -108,49 +103,26 @@ func (e *Engine) GetCached(g *CachedGets, fn func(i int, rec *wire.Record, at Po
 func (g *CachedGets) warm(t *tail) {
 	layers, n := t.layers()
 	for _, l := range layers[:n] {
-		for from := 0; from < len(g.gets); from += warmGets {
-			g.touched += l.warm(g.gets[from:min(from+warmGets, len(g.gets))])
+		for from := 0; from < len(g.gets); from += warmPlaces {
+			g.touched += l.warm(g.gets[from:min(from+warmPlaces, len(g.gets))])
 		}
 	}
 }
 
-const (
-	// warmGets is how many reads are warmed up together: more than a processor has under way at once, and so few that
-	// a step finds what the one before it has brought.
-	warmGets = 64
-	// warmBytesMax bounds what is read ahead of a version. The processor sees by itself where a longer copy goes on.
-	warmBytesMax = 1 << 10
-	// cacheLineBytes is what the processor reads at once.
-	cacheLineBytes = 64
-)
-
-// warm reads, for each of gets, its first slot of the index, then the first bytes of the version that it tells, then the
-// rest of it. What it returns says nothing.
+// warm reads, for each of gets, its first slot of the index, and what warmAt reads of the version that it tells. What it returns says
+// nothing. REQUIRES: at most warmPlaces of them.
 func (l *layer) warm(gets []cachedGet) (touched byte) {
+	var places [warmPlaces]layerPlace
+	n := 0
 	x := l.index.Load()
 	mask := uint64(len(x.slots) - 1)
 	for i := range gets {
-		it := &gets[i]
-		it.at = 0
+		hash := gets[i].hash
 		// Another key's version, or the wrong slot of the two that a collision takes, is not worth its reading.
-		if slot := x.slots[it.hash&mask].Load(); slot>>layerPlaceBits == it.hash>>layerPlaceBits {
-			it.at = layerPlace(slot & layerPlaceMask)
+		if slot := x.slots[hash&mask].Load(); slot != 0 && slot>>layerPlaceBits == hash>>layerPlaceBits {
+			places[n] = layerPlace(slot & layerPlaceMask)
+			n++
 		}
 	}
-	for i := range gets {
-		if at := gets[i].at; at != 0 {
-			touched += l.bytesAt(at)[0]
-		}
-	}
-	for i := range gets {
-		if gets[i].at == 0 {
-			continue
-		}
-		b := l.bytesAt(gets[i].at)
-		size := layerHeaderBytes + int(binary.LittleEndian.Uint32(b[24:])) + int(binary.LittleEndian.Uint32(b[28:]))
-		for at := cacheLineBytes; at < min(size, warmBytesMax); at += cacheLineBytes {
-			touched += b[at]
-		}
-	}
-	return touched
+	return l.warmAt(places[:n])
 }

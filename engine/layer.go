@@ -33,7 +33,8 @@ type layer struct {
 	keys     slab[layerPlace] // the first version of each key
 	versions atomic.Uint64
 	blocks   slab[[]byte]
-	bytes    atomic.Int64 // what all takes, about
+	bytes    atomic.Int64  // what all takes, about
+	touched  atomic.Uint32 // keeps the compiler from leaving out what warmed reads
 
 	ordering sync.Mutex
 	// Guarded by ordering.

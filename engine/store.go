@@ -49,8 +49,8 @@ type store struct {
 	txnBytesMax int64
 	txnCountMax int
 	from        Checkpoint // The checkpoint that the store was opened from.
-	// onDrained, if there is one, is told of each key of a layer that has gone to Badger, with its newest version there (nil:
-	// deleted), before readers go there for it. Set before start.
+	// onDrained, if there is one, is told of each key of a layer that goes to Badger, with its newest version there (nil:
+	// deleted), before readers go there for it: while the layer still stands in the tail. Set before start.
 	onDrained func(hash uint64, key []byte, ts uint64, value []byte)
 
 	// Owned by the applier.

@@ -138,26 +138,24 @@ func (s *store) drain(p *published) error {
 	t := s.tail.Load()
 	l, fence := t.sealed, s.fence.Load()
 	d := drainer{db: s.db, bytesMax: min(drainBytesMax, s.txnBytesMax), countMax: min(drainKeysMax, s.txnCountMax)}
-	keys := l.ordered()
-	for _, k := range keys {
-		for at := k.place; at != 0; {
-			v := l.at(at)
-			if err := d.put(v.key, v.value, v.ts); err != nil {
-				return err
-			}
-			if at = v.older; v.ts <= fence {
-				break
+	for piece := range l.warmed(l.ordered()) {
+		for _, k := range piece {
+			for at := k.place; at != 0; {
+				v := l.at(at)
+				if err := d.put(v.key, v.value, v.ts); err != nil {
+					return err
+				}
+				if at == k.place && s.onDrained != nil {
+					s.onDrained(v.hash, v.key, v.ts, v.value)
+				}
+				if at = v.older; v.ts <= fence {
+					break
+				}
 			}
 		}
 	}
 	if err := d.flush(); err != nil {
 		return err
-	}
-	if s.onDrained != nil {
-		for _, k := range keys {
-			v := l.at(k.place)
-			s.onDrained(v.hash, v.key, v.ts, v.value)
-		}
 	}
 	s.metrics.drained.Add(d.versions)
 	s.metrics.collapsed.Add(l.versions.Load() - d.versions)
