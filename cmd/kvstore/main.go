@@ -84,6 +84,9 @@ func run(args []string, env func(string) (string, bool), stdout, stderr io.Write
 	if err != nil {
 		log.Warn("the garbage collector knows no limit", "error", err)
 	}
+	if c.checkpointBytes == 0 {
+		c.checkpointBytes = m.checkpointSize(memlimit.FromSystem)
+	}
 	m.apply(log, c.memoryWant())
 
 	// Signals first: one that arrives while the node starts must stop it too.

@@ -47,6 +47,34 @@ func TestMemorySettings_EverySource_TheNearestCounts(t *testing.T) {
 	}
 }
 
+func TestMemory_CheckpointSize_FollowsWhatMemoryThereIs(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+	system := func(n uint64, err error) func() (uint64, error) { return func() (uint64, error) { return n, err } }
+	for name, c := range map[string]struct {
+		m       memory
+		runtime int64 // what GOMEMLIMIT has set
+		system  func() (uint64, error)
+		want    int64
+	}{
+		"limit":             {m: memory{limit: 2 << 30, origin: "control group"}, system: system(64<<30, nil), want: 2 << 30 / 24},
+		"small limit":       {m: memory{limit: 100 << 20, origin: "memory-limit"}, system: system(64<<30, nil), want: 32 << 20},
+		"large limit":       {m: memory{limit: 32 << 30, origin: "memory-limit"}, want: 256 << 20},
+		"machine":           {system: system(4<<30, nil), want: 4 << 30 / 24},
+		"large machine":     {system: system(1<<40, nil), want: 256 << 20},
+		"nobody knows":      {system: system(0, errors.New("no such file")), want: 128 << 20},
+		"GOMEMLIMIT":        {m: memory{origin: "GOMEMLIMIT"}, runtime: 3 << 30, want: 3 << 30 / 24},
+		"GOMEMLIMIT is off": {m: memory{origin: "GOMEMLIMIT"}, runtime: math.MaxInt64, system: system(4<<30, nil), want: 4 << 30 / 24},
+	} {
+		if c.runtime > 0 {
+			debug.SetMemoryLimit(c.runtime)
+		}
+		if got := c.m.checkpointSize(c.system); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
+
 func TestMemory_Apply_SetsTheRuntimeAndWarnsOfOptionsBeyondTheLimit(t *testing.T) {
 	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })

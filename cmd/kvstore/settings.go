@@ -128,7 +128,7 @@ func (c *settings) declare(head string) *config.Set {
 	s.Bytes(&c.memoryLimit, "memory-limit", 0, 0, 1<<50, "memory that this process should stay below: its garbage is collected more often near it; at least 64MiB; 0: nine tenths of the control group's limit, if it has one. GOMEMLIMIT and GOGC in the environment count more")
 	s.Bytes(&c.cache, "cache-size", 64<<20, 0, 1<<40, "hot records kept in memory; 0: none")
 	s.Duration(&c.checkpointInterval, "checkpoint-interval", 30*time.Second, 10*time.Millisecond, 10*time.Minute, "longest time between two durable checkpoints under load: what a restart after a crash replays")
-	s.Bytes(&c.checkpointBytes, "checkpoint-size", 128<<20, 1<<20, 1<<30, "bytes in memory after which a checkpoint is made earlier; up to three times as much may stand there")
+	s.Bytes(&c.checkpointBytes, "checkpoint-size", 0, 0, 1<<30, "bytes in memory after which a checkpoint is made earlier, at least 1MiB; up to three times as much may stand there; 0: a 24th of the memory limit, or of the machine's memory without one, 32MiB to 256MiB")
 	s.Duration(&c.history, "history-window", time.Minute, 0, 24*time.Hour, "how far back past revisions stay readable")
 	s.Bytes(&c.historySize, "history-size", 8<<20, 1<<20, 1<<40, "bytes stored after which the past is given up earlier; more costs throughput where keys are written over and over")
 
@@ -182,6 +182,9 @@ func (c *settings) check() error {
 	}
 	if c.memoryLimit != 0 && c.memoryLimit < memoryFloor {
 		errs = append(errs, fmt.Errorf("memory-limit %s is below %s: the node would do little but collect garbage", config.FormatBytes(c.memoryLimit), config.FormatBytes(memoryFloor)))
+	}
+	if c.checkpointBytes != 0 && c.checkpointBytes < checkpointSizeMin {
+		errs = append(errs, fmt.Errorf("checkpoint-size %s is below %s: a checkpoint would follow each few writes", config.FormatBytes(c.checkpointBytes), config.FormatBytes(checkpointSizeMin)))
 	}
 	errs = append(errs, c.checkRequestLog())
 	if c.checkConfig {
