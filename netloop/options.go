@@ -62,8 +62,9 @@ type Options struct {
 	// Logger gets lifecycle and fault messages. Default: slog.Default().
 	Logger *slog.Logger
 
-	// Loops is the number of event loops. Default max(1, GOMAXPROCS/2): fewer loops gather more answers
-	// per wake-up, and the store behind needs the other cores.
+	// Loops is the number of event loops. Default GOMAXPROCS/2: fewer loops gather more answers per wake-up, and the store
+	// behind needs the other cores. But two where there are two: a single loop was the limit of 16 connections with 128 gets in
+	// flight each, 1.05 against 1.47 million a second; puts, mixed loads and lone requests were the same.
 	Loops int
 	// MaxConns bounds the open connections, those in the handshake included. Default: the limit on open
 	// files less 512 for the store's own (less half of it when it is below 1024), at most 65,536.
@@ -143,7 +144,7 @@ func (o Options) withDefaults() Options {
 			*p = d
 		}
 	}
-	setInt(&o.Loops, half)
+	setInt(&o.Loops, max(half, min(2, runtime.GOMAXPROCS(0))))
 	setInt(&o.Handshakes, 1024)
 	setTime(&o.HandshakeTimeout, 5*time.Second)
 	setTime(&o.PartialTimeout, 10*time.Second)

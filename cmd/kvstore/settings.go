@@ -152,7 +152,7 @@ func (c *settings) declare(head string) *config.Set {
 	s.Bytes(&c.diskFloor, "disk-floor", 0, 0, 1<<50, "free space below which writes are refused, while deletes and reads go on; 0: the least there may be, 128MiB + 16 x memtable-size")
 	s.Bytes(&c.ballast, "disk-ballast", 64<<20, 0, 1<<40, "space kept aside for deletes on a full disk; 0: none")
 	s.Int(&c.maxConns, "max-connections", 0, 0, 1<<20, "connections of the binary protocol; 0: by the limit on open files")
-	s.Int(&c.loops, "event-loops", 0, 0, 256, "event loops of the binary protocol; 0: half the processors")
+	s.Int(&c.loops, "event-loops", 0, 0, 256, "event loops of the binary protocol; 0: half the processors, and two of two")
 	s.Int(&c.readWorkers, "read-workers", 0, 0, 256, "goroutines that read from disk; 0: one for each processor")
 	s.Bytes(&c.readQueueBytes, "read-queue-size", 16<<20, 1<<20, 1<<30, "bytes of reads that may wait for a worker")
 	s.Duration(&c.helloTimeout, "hello-timeout", 5*time.Second, 10*time.Millisecond, time.Minute, "time for a new connection to say HELLO")
