@@ -81,6 +81,9 @@ type turn struct {
 	// Allocations per operation; only of ours.
 	ClientAllocs *float64 `json:"client_allocs,omitempty"`
 	ServerAllocs *float64 `json:"server_allocs,omitempty"`
+	// BadgerShare is the part of Badger in what the servers allocated, by AllocSamples samples; only of ours in rowPut.
+	BadgerShare  *float64 `json:"badger_share,omitempty"`
+	AllocSamples float64  `json:"alloc_samples,omitempty"`
 
 	failed uint64
 	why    string

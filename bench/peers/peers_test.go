@@ -3,13 +3,18 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/pprof"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,6 +91,112 @@ func TestTable_FromResultsIntoAPage_Golden(t *testing.T) {
 	}
 	if tableCommand([]string{"-into", page, file}) == nil || tableCommand([]string{page}) == nil || tableCommand(nil) == nil {
 		t.Error("a page without markers, results that are none, or no file: no error")
+	}
+}
+
+// Each turn's share belongs to that turn's allocations; too few samples, a turn without any, and results of older versions are not
+// judged.
+func TestTable_PutAllocations_TextAndVerdict(t *testing.T) {
+	type own struct{ allocs, share, samples float64 } // samples 0: the share is not known
+	for name, c := range map[string]struct {
+		turns        []own
+		idle         float64
+		text, judged string
+	}{
+		"met": {
+			// Beyond Badger's: 1.4, 1.6 and 1.5. The median of all and the share of all together would make 0.57.
+			[]own{{1.4, 0, 40}, {40, 0.96, 200}, {6, 0.75, 160}}, 0,
+			"client 0.001, servers 6.000, of which Badger 4.50 (75 % by 400 samples), beyond it 1.50 (1.40 to 1.60)", met,
+		},
+		"missed, with idle servers": {
+			[]own{{12.1, 0.5, 50}, {8.1, 0.7, 50}, {10.1, 0.7, 50}}, 10_000,
+			"client 0.001, servers 10.100, of which idle servers make 0.100, Badger 7.00 (70 % by 150 samples), beyond it 3.00 (2.40 to 6.00)", missed,
+		},
+		"exactly at the target": {
+			[]own{{8, 0.75, 100}}, 0, "client 0.001, servers 8.000, of which Badger 6.00 (75 % by 100 samples), beyond it 2.00 (2.00 to 2.00)", met,
+		},
+		"nothing of Badger": {
+			[]own{{1.5, 0, 120}}, 0, "client 0.001, servers 1.500, of which Badger 0.00 (0 % by 120 samples), beyond it 1.50 (1.50 to 1.50)", met,
+		},
+		"nothing but idle": {
+			[]own{{0.1, 0.2, 120}}, 20_000, "client 0.001, servers 0.100, of which idle servers make 0.200, Badger 0.00 (0 % by 120 samples), beyond it 0.00 (0.00 to 0.00)", met,
+		},
+		"too few samples": {
+			[]own{{7, 0.8, 49.6}, {7, 0.8, 49.6}}, 0, "client 0.001, servers 7.000", "not measured: 99 samples tell too little of Badger's share",
+		},
+		"few samples, but few allocations too": {[]own{{1.9, 0.8, 20}}, 0, "client 0.001, servers 1.900", met},
+		"a turn without samples": {
+			[]own{{7, 0.8, 200}, {7, 0, 0}}, 0, "client 0.001, servers 7.000", "not measured: Badger's share is not known",
+		},
+		"older results": {[]own{{7, 0, 0}}, 0, "client 0.001, servers 7.000", "not measured: Badger's share is not known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := result{Row: rowPut, Peer: "etcd 3.7.3", Unit: unitRate}
+			for _, o := range c.turns {
+				p := pair{Own: turn{Figure: 100_000, ClientAllocs: number(0.001), ServerAllocs: number(o.allocs)}, Other: turn{Figure: 10_000}}
+				if o.samples > 0 {
+					p.Own.BadgerShare, p.Own.AllocSamples = number(o.share), o.samples
+				}
+				r.Pairs = append(r.Pairs, p)
+			}
+			r.sum()
+			line, err := json.Marshal(&comparison{IdleAllocs: c.idle, Rows: []result{r}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if older := !strings.Contains(string(line), "badger") && !strings.Contains(string(line), "samples"); older != (name == "older results") {
+				t.Errorf("fields that older results have not: %s", line)
+			}
+			var all results
+			var b strings.Builder
+			if err := errors.Join(all.read(strings.NewReader(string(line)+"\n")), all.write(&b)); err != nil {
+				t.Fatal(err)
+			}
+			want := "| allocations per PUT, 256 callers, three nodes, Badger's own included | " + c.text + " | ≤ 2 beyond Badger's own | " + c.judged + " |\n"
+			if !strings.Contains(b.String(), want) {
+				t.Errorf("no line\n%sin\n%s", want, b.String())
+			}
+		})
+	}
+}
+
+// puts is a target whose every put allocates.
+type puts struct {
+	bench.Target
+	all atomic.Int64
+}
+
+func (p *puts) Put(context.Context, string, []byte) error {
+	p.all.Add(1)
+	garbage.Store(new([1024]byte))
+	return nil
+}
+
+var garbage atomic.Pointer[[1024]byte]
+
+// A turn of the row of puts: the share is that of its window. Without a node that tells it, the turn counts all the same.
+func TestDriveSampled_Window_WithAndWithoutProfiles(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	s := httptest.NewServer(mux)
+	defer s.Close()
+	endpoint := strings.TrimPrefix(s.URL, "http://")
+	r := row{name: rowPut, unit: unitRate, load: bench.Options{Workload: "put", Concurrency: 2}}
+	p := &puts{}
+	got, err := driveSampled(t.Context(), p, r, 200*time.Millisecond, []int{os.Getpid()}, []string{endpoint})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing here is Badger's.
+	if got.BadgerShare == nil || *got.BadgerShare != 0 || got.AllocSamples <= 0 || got.ServerAllocs == nil || got.CPU <= 0 {
+		t.Errorf("%+v", got)
+	}
+	if counted := got.Figure * 0.2; float64(p.all.Load()) < counted*1.5 {
+		t.Errorf("%d puts, warm-up included, of which %.0f were counted", p.all.Load(), counted)
+	}
+	got, err = driveSampled(t.Context(), p, r, 100*time.Millisecond, nil, []string{endpoint, freeAddress(t)})
+	if err != nil || got.BadgerShare != nil || got.Figure <= 0 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

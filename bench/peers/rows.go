@@ -43,14 +43,19 @@ var rows = []row{
 	{name: "TXN of 5 operations, 64 callers", peer: "etcd", unit: unitRate, load: bench.Options{Workload: "txn", Concurrency: 64}, ratio: 10},
 }
 
+// badgerPrefix begins the names of all functions of Badger and of the libraries that its authors made for it.
+const badgerPrefix = "github.com/dgraph-io/"
+
 // Targets without a peer.
 const (
 	// getAllocsMax stands for none: what the runtime does besides the operations is in the count.
 	getAllocsMax = 0.01
 	// putAllocsMax is what is allowed beyond Badger's own.
 	putAllocsMax = 2
-	growthGetMin = 0.9
-	growthPutMin = 0.45
-	growthKeys   = 10_000_000
-	growthRSSMax = 700e6 // bytes
+	// allocSamplesMin is how many samples Badger's share must be known by, in all turns together, to be judged by.
+	allocSamplesMin = 100
+	growthGetMin    = 0.9
+	growthPutMin    = 0.45
+	growthKeys      = 10_000_000
+	growthRSSMax    = 700e6 // bytes
 )

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"kvstore/bench"
@@ -93,9 +96,63 @@ func ownSide(ctx context.Context, o compareOptions) (*side, error) {
 	}
 	s.load = func(ctx context.Context) error { return loadKeys(ctx, clients[1]) }
 	s.turn = func(ctx context.Context, r row) (turn, error) {
-		return drive(ctx, clients[max(r.conns, 1)], r, o.duration, o.ownPIDs, o.metrics)
+		t := clients[max(r.conns, 1)]
+		if r.name == rowPut && len(o.metrics) > 0 {
+			return driveSampled(ctx, t, r, o.duration, o.ownPIDs, o.metrics)
+		}
+		return drive(ctx, t, r, o.duration, o.ownPIDs, o.metrics)
 	}
 	return s, nil
+}
+
+// warmupSeed makes a warm-up that is a run of its own draw other keys than the run that counts, which else would begin with the
+// very keys that were put last.
+const warmupSeed = 2
+
+// driveSampled takes one turn and finds out which share of the servers' allocations is Badger's, from samples of exactly the window
+// in which drive counts all of them. Checkpoints make nearly all of Badger's, some turns have none, and they go on while the
+// servers stand idle: samples of the peer's turns or of the warm-up would tell the share of something else. So the
+// warm-up is a run of its own here, and after it the window waits until the samples are read.
+func driveSampled(ctx context.Context, t bench.Target, r row, d time.Duration, pids []int, metrics []string) (turn, error) {
+	first := r
+	first.load.Warmup, first.load.Seed = -1, warmupSeed
+	if _, err := drive(ctx, t, first, warmup, nil, nil); err != nil {
+		return turn{}, err
+	}
+	before, err := badgerSamples(ctx, metrics)
+	r.load.Warmup = -1
+	out, terr := drive(ctx, t, r, d, pids, metrics)
+	if terr != nil {
+		return turn{}, terr
+	}
+	var after bench.AllocSamples
+	if err == nil {
+		after, err = badgerSamples(ctx, metrics)
+	}
+	if err != nil { // everything else about the turn is known all the same
+		fmt.Fprintf(os.Stderr, "Badger's share of the allocations is not known: %v\n", err)
+		return out, nil
+	}
+	if during := after.Since(before); during.Samples() > 0 {
+		share := during.Share()
+		out.BadgerShare, out.AllocSamples = &share, math.Round(during.Samples())
+	}
+	return out, nil
+}
+
+// badgerSamples asks all nodes at once.
+func badgerSamples(ctx context.Context, metrics []string) (sum bench.AllocSamples, err error) {
+	var wg sync.WaitGroup
+	samples, errs := make([]bench.AllocSamples, len(metrics)), make([]error, len(metrics))
+	for i, endpoint := range metrics {
+		// One goroutine for each node: ends with its question, at the latest after that one's timeout.
+		wg.Go(func() { samples[i], errs[i] = bench.ServerAllocSamples(ctx, endpoint, badgerPrefix) })
+	}
+	wg.Wait()
+	for _, s := range samples {
+		sum = sum.Add(s)
+	}
+	return sum, errors.Join(errs...)
 }
 
 // loadKeys writes all keys, by a run that reads for an instant.
@@ -110,10 +167,11 @@ func loadKeys(ctx context.Context, t bench.Target) error {
 	return nil
 }
 
-// drive takes one turn with a target.
+// drive takes one turn with a target, after a warm-up unless the row has another one.
 func drive(ctx context.Context, t bench.Target, r row, d time.Duration, pids []int, metrics []string) (turn, error) {
 	o := r.load
-	o.Keys, o.ValueBytes, o.Duration, o.Warmup, o.SkipLoad, o.ServerPIDs, o.ServerMetrics = keys, valueBytes, d, warmup, true, pids, metrics
+	o.Keys, o.ValueBytes, o.Duration, o.SkipLoad, o.ServerPIDs, o.ServerMetrics = keys, valueBytes, d, true, pids, metrics
+	o.Warmup = cmp.Or(o.Warmup, warmup)
 	rep, err := bench.Run(ctx, t, o)
 	if err != nil {
 		return turn{}, err

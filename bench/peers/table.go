@@ -222,13 +222,10 @@ func (r *results) writeOwn(b *strings.Builder) {
 		}
 		if of.row == rowGet {
 			line("allocations per GET, 256 callers", text, of.target, verdict(*client <= getAllocsMax && *server-idle <= getAllocsMax))
-		} else {
-			judged := "Badger's share is not seen from outside"
-			if *server <= putAllocsMax { // even with it
-				judged = met
-			}
-			line("allocations per PUT, 256 callers, three nodes, Badger's own included", text, of.target, judged)
+			continue
 		}
+		more, judged := r.comparison.judgePutAllocs(*server, idle)
+		line("allocations per PUT, 256 callers, three nodes, Badger's own included", text+more, of.target, judged)
 	}
 	g := r.growth
 	for _, of := range []struct {
@@ -280,6 +277,57 @@ func (r *results) allocations(name string) (client, server *float64, idle float6
 		}
 	}
 	return nil, nil, 0
+}
+
+// judgePutAllocs says which part of what the servers allocate per put is Badger's and what is beyond it, and judges that.
+func (c *comparison) judgePutAllocs(server, idle float64) (text, judged string) {
+	beyond, samples := c.beyondBadger()
+	if samples >= allocSamplesMin {
+		// Medians of turns, of which each is another one's, need not add up; the rest is shown as Badger's.
+		loaded := max(server-idle, 0)
+		badger, percent := max(loaded-beyond.Median, 0), 0.0
+		if loaded > 0 {
+			percent = badger / loaded * 100
+		}
+		if idle > 0 {
+			text = fmt.Sprintf(", Badger %.2f", badger)
+		} else {
+			text = fmt.Sprintf(", of which Badger %.2f", badger)
+		}
+		text += fmt.Sprintf(" (%.0f %% by %.0f samples), beyond it %.2f (%.2f to %.2f)", percent, samples, beyond.Median, beyond.Min, beyond.Max)
+		return text, verdict(beyond.Median <= putAllocsMax)
+	}
+	switch {
+	case server <= putAllocsMax: // even with Badger's
+		return "", met
+	case samples > 0:
+		return "", fmt.Sprintf("%s: %.0f samples tell too little of Badger's share", notMeasured, samples)
+	}
+	return "", notMeasured + ": Badger's share is not known"
+}
+
+// beyondBadger is what the servers allocated per put in each of our turns, without what idle ones make and without Badger's
+// share of that turn, and by how many samples the shares of all turns are known. The shares belong to their turns: a turn
+// without a checkpoint has next to nothing of Badger, one with several up to thirty times as much of it as of all else, and one
+// share of all turns would be taken from the wrong total. What idle servers make is in the samples as well and not Badger's, and
+// Badger's tiny objects are sampled less than they are counted: the share is, if anything, a little too small.
+func (c *comparison) beyondBadger() (beyond spread, samples float64) {
+	var turns []float64
+	for _, r := range c.Rows {
+		if r.Row != rowPut || r.Unit != unitRate {
+			continue
+		}
+		for _, p := range r.Pairs {
+			own := p.Own
+			if own.BadgerShare == nil || own.ServerAllocs == nil || own.Figure <= 0 {
+				return spread{}, 0 // the others' median would be of other turns than the whole's
+			}
+			turns = append(turns, max(*own.ServerAllocs-c.IdleAllocs/own.Figure, 0)*(1-*own.BadgerShare))
+			samples += own.AllocSamples
+		}
+		break // as allocations, which takes the first row of that name
+	}
+	return spreadOf(turns), samples
 }
 
 // String is a cell of a ratio.
