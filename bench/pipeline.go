@@ -73,7 +73,7 @@ func (p *pipeline) refill(ctx context.Context) {
 		time.Sleep(failurePause)
 		p.failed = false
 	}
-	if _, ok := p.r.nextDue(ctx); !ok {
+	if _, ok := p.r.nextDue(ctx, p.r.now()); !ok {
 		p.over = true
 		return
 	}
