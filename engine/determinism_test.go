@@ -284,17 +284,18 @@ func wantEqualSessions(t testing.TB, a, b *sessions) {
 		if o == nil || s.opened != o.opened || s.last != o.last || s.floor != o.floor || s.digest != o.digest || s.stored != o.stored {
 			t.Fatalf("sessions differ: %+v, %+v", s, o)
 		}
-		if len(s.results) != len(o.results) {
-			t.Fatalf("session %d: %d and %d answers", id, len(s.results), len(o.results))
+		if s.results.len() != o.results.len() {
+			t.Fatalf("session %d: %d and %d answers", id, s.results.len(), o.results.len())
 		}
-		for seq, k := range s.results {
-			if ok := o.results[seq]; k.place != ok.place || k.rev != ok.rev || k.status != ok.status || k.truncated != ok.truncated || !bytes.Equal(k.payload, ok.payload) {
+		others := mustAll(t, &o.results)
+		for seq, k := range mustAll(t, &s.results) {
+			if ok, there := others[seq]; !there || !equalKept(k, ok) {
 				t.Fatalf("session %d, answer %d: %+v, %+v", id, seq, k, ok)
 			}
 		}
 	}
-	if !reflect.DeepEqual(a.journal, b.journal) {
-		t.Fatalf("journals differ: %v, %v", a.journal, b.journal)
+	if aj, bj := mustJournalsOf(t, a), mustJournalsOf(t, b); !reflect.DeepEqual(aj, bj) {
+		t.Fatalf("journals differ: %v, %v", aj, bj)
 	}
 	if ai, bi := idleTimes(a), idleTimes(b); !reflect.DeepEqual(ai, bi) {
 		t.Fatalf("idle rings differ: %v, %v", ai, bi)

@@ -250,16 +250,20 @@ func (r *replica) dump() []string {
 	for _, id := range sortedKeys(t.byID) {
 		s := t.byID[id]
 		lines = append(lines, fmt.Sprintf("session %d: opened %d, last %d, floor %d", id, s.opened, s.last, s.floor))
-		for _, seq := range sortedKeys(s.results) {
-			k := s.results[seq]
-			lines = append(lines, fmt.Sprintf("answer %d of session %d: %v rev %d at %v, %v %x", seq, id, k.status, k.rev, k.place, k.truncated, k.payload))
+		all, err := s.results.all()
+		r.check("look into a window", err)
+		for _, seq := range sortedKeys(all) {
+			k := all[seq]
+			lines = append(lines, fmt.Sprintf("answer %d of session %d: %v rev %d at %v, %v %x", seq, id, k.status, k.rev, k.journal.place, k.truncated, k.payload))
 		}
 	}
 	for i, line := range onceLines(in.applier.once) {
 		lines = append(lines, fmt.Sprintf("once %04d: %s", i, line))
 	}
-	for place, j := range t.journal {
-		lines = append(lines, fmt.Sprintf("journal %v: %d answers", place, j.live))
+	journals, err := journalsOf(t)
+	r.check("list journal records", err)
+	for place, j := range journals {
+		lines = append(lines, fmt.Sprintf("journal %v: %d answers of %d bytes, digest %x", place, j.live, j.bytes, j.digest))
 	}
 	id := in.identity.Load()
 	lines = append(lines, fmt.Sprintf("%d bytes of answers", t.bytes), fmt.Sprintf("identity %+v", *id), fmt.Sprintf("members %+v", r.e.Members()),

@@ -29,10 +29,6 @@ type sessions struct {
 	// Invariant: last never falls along it.
 	idle session
 
-	// journal has an entry for each stored J record.
-	// Invariant: live is the number of kept results that point to it, and above 0.
-	journal map[journalPlace]journalState
-
 	// bytes estimates the memory of all kept answers; it is a function of the table alone.
 	// Invariant between entries: bytes <= bytesMax.
 	bytes, bytesMax int64
@@ -40,10 +36,18 @@ type sessions struct {
 	// What the entry at hand has done; emptied by flush.
 	touched  []*session
 	produced []producedResult
-	emptied  []emptiedJournal
-	part     uint32 // J record that the next answer goes to
-	partUsed int    // bytes of answers given to it
+	emptied  []*journalRecord // stored J records whose last answer was dropped
+	journal  *journalRecord   // J record that the next answer goes to; nil: one that is to be made
+	part     uint32           // its number
+	partUsed int              // bytes of answers given to it
+
+	// spare are J records that nothing points to, for entries to come.
+	// Invariant: not longer than spareJournalsMax.
+	spare []*journalRecord
 }
+
+// spareJournalsMax bounds the J records that are kept to be used again. An entry makes few, and as many are emptied meanwhile.
+const spareJournalsMax = 64
 
 // session is one client's registration.
 type session struct {
@@ -54,7 +58,7 @@ type session struct {
 
 	// results holds the kept answers by sequence number.
 	// Invariant: each number is above floor, by at most wire.SessionWindow.
-	results map[uint64]keptResult
+	results window
 
 	stored  bool
 	digest  digest // of the S record, if stored
@@ -66,7 +70,7 @@ type session struct {
 
 // keptResult is the answer to one write.
 type keptResult struct {
-	place     journalPlace
+	journal   *journalRecord // that holds it, once it is stored
 	rev       wire.Revision
 	payload   []byte
 	status    wire.Status
@@ -79,29 +83,28 @@ type journalPlace struct {
 	part uint32
 }
 
-// journalState is what is known of a J record without reading it. That of the entry at hand is not stored
-// yet.
-type journalState struct {
-	live   int
-	stored bool
-	digest digest
-}
-
-// emptiedJournal is a stored J record whose last answer was dropped.
-type emptiedJournal struct {
+// journalRecord is what is known of a J record without reading it. That of the entry at hand is not stored
+// yet. It is found through the answers that it holds only, so that no write looks for it.
+type journalRecord struct {
 	place  journalPlace
-	digest digest
+	digest digest // once it is stored
+
+	// Invariant: live is the number of kept results that point to it, bytes what these take in it. Between entries
+	// live is above 0: a record without answers is deleted, or was never stored.
+	live, bytes int
+
+	stored bool
 }
 
 // producedResult names an answer that the entry at hand has kept.
 type producedResult struct {
-	s     *session
-	seq   uint64
-	place journalPlace
+	s       *session
+	seq     uint64
+	journal *journalRecord
 }
 
 func newSessions() *sessions {
-	t := &sessions{byID: make(map[uint64]*session), journal: make(map[journalPlace]journalState), bytesMax: wire.SessionsBytesMax}
+	t := &sessions{byID: make(map[uint64]*session), bytesMax: wire.SessionsBytesMax}
 	t.idle.prev, t.idle.next = &t.idle, &t.idle
 	return t
 }
@@ -111,7 +114,7 @@ func (t *sessions) open(id uint64, now int64) (ok bool) {
 	if len(t.byID) >= wire.SessionsMax {
 		return false
 	}
-	s := &session{id: id, opened: now, results: make(map[uint64]keptResult)}
+	s := &session{id: id, opened: now}
 	t.byID[id] = s
 	t.touch(s, now)
 	return true
@@ -130,7 +133,7 @@ func (t *sessions) begin(id, seq, floor uint64, now int64) (s *session, res wire
 	if seq <= s.floor || seq-s.floor > wire.SessionWindow {
 		return s, wire.Result{Status: wire.StatusSessionStale}, true
 	}
-	if k, ok := s.results[seq]; ok {
+	if k := s.results.get(seq); k != nil {
 		return s, wire.Result{Status: k.status, Replayed: true, Rev: k.rev, Payload: k.payload}, true
 	}
 	return s, wire.Result{}, false
@@ -146,14 +149,17 @@ func (t *sessions) keep(s *session, seq, ts uint64, res *wire.Result) {
 	if len(k.payload) > wire.SessionReplayBytesMax {
 		k.payload, k.truncated = nil, true
 	}
-	size := journalResultBytes + len(k.payload)
+	size := k.storedBytes()
 	if t.partUsed > 0 && t.partUsed+size > journalPartBytesMax {
-		t.part, t.partUsed = t.part+1, 0
+		t.part, t.partUsed, t.journal = t.part+1, 0, nil
 	}
 	t.partUsed += size
-	k.place = journalPlace{ts, t.part}
-	t.put(s, seq, k)
-	t.produced = append(t.produced, producedResult{s, seq, k.place})
+	if t.journal == nil {
+		t.journal = t.newJournal(journalPlace{ts, t.part})
+	}
+	k.journal = t.journal
+	t.put(s, seq, &k)
+	t.produced = append(t.produced, producedResult{s, seq, k.journal})
 	t.makeRoom(s)
 }
 
@@ -182,11 +188,14 @@ func (t *sessions) longestIdle(keep *session) (longest *session) {
 	return longest
 }
 
-// keptResultOverheadBytes is what one kept answer costs besides its payload: its place in the maps and
-// the digest of its share of a J record, rounded up.
+// keptResultOverheadBytes is what one kept answer costs besides its payload: its place in a window and
+// its share of a J record, rounded up. It belongs to the state: which sessions end for room depends on it.
 const keptResultOverheadBytes = 128
 
 func (k *keptResult) bytes() int64 { return keptResultOverheadBytes + int64(len(k.payload)) }
+
+// storedBytes is what it takes in its J record.
+func (k *keptResult) storedBytes() int { return journalResultBytes + len(k.payload) }
 
 // One session alone fits: a negative difference does not compile.
 const _ = uint(wire.SessionsBytesMax - wire.SessionWindow*(wire.SessionReplayBytesMax+keptResultOverheadBytes))
@@ -251,35 +260,46 @@ func (t *sessions) raiseFloor(s *session, floor uint64) {
 		return
 	}
 	// No answer lies beyond the window, so this ends however far the floor jumps.
-	for n := uint64(1); n <= min(floor-s.floor, wire.SessionWindow) && len(s.results) > 0; n++ {
-		seq := s.floor + n
-		if k, ok := s.results[seq]; ok {
-			delete(s.results, seq)
-			t.bytes -= k.bytes()
-			t.release(k.place)
+	for n := uint64(1); n <= min(floor-s.floor, wire.SessionWindow) && s.results.len() > 0; n++ {
+		if k, ok := s.results.remove(s.floor + n); ok {
+			t.release(&k)
 		}
 	}
 	s.floor = floor
 }
 
-// put and release keep the count of answers that point to a J record.
-func (t *sessions) put(s *session, seq uint64, k keptResult) {
-	s.results[seq] = k
+// put adds an answer to a session, release lets go of one that was taken out.
+func (t *sessions) put(s *session, seq uint64, k *keptResult) {
+	s.results.put(seq, k)
 	t.bytes += k.bytes()
-	j := t.journal[k.place]
-	j.live++
-	t.journal[k.place] = j
+	k.journal.live++
+	k.journal.bytes += k.storedBytes()
 }
 
-func (t *sessions) release(place journalPlace) {
-	j := t.journal[place]
-	if j.live--; j.live > 0 {
-		t.journal[place] = j
-		return
+func (t *sessions) release(k *keptResult) {
+	t.bytes -= k.bytes()
+	j := k.journal
+	j.bytes -= k.storedBytes()
+	if j.live--; j.live == 0 && j.stored {
+		t.emptied = append(t.emptied, j)
 	}
-	delete(t.journal, place)
-	if j.stored {
-		t.emptied = append(t.emptied, emptiedJournal{place, j.digest})
+}
+
+// newJournal gives the J record of a place, without answers.
+func (t *sessions) newJournal(place journalPlace) (j *journalRecord) {
+	if n := len(t.spare) - 1; n >= 0 {
+		t.spare, j = t.spare[:n], t.spare[n]
+	} else {
+		j = new(journalRecord)
+	}
+	*j = journalRecord{place: place}
+	return j
+}
+
+// reuse takes back a J record. REQUIRES: nothing points to it but what flush is about to clear.
+func (t *sessions) reuse(j *journalRecord) {
+	if len(t.spare) < spareJournalsMax {
+		t.spare = append(t.spare, j)
 	}
 }
 
@@ -298,13 +318,16 @@ func (t *sessions) flush(w storer, mem *arena, d *digest) {
 	for _, j := range t.emptied {
 		d.sub(j.digest)
 		w.del(appendJournalKey(mem.alloc(journalKeyBytes), j.place))
+		t.reuse(j)
 	}
 	for rest := t.produced; len(rest) > 0; {
 		rest = t.flushJournal(rest, w, mem, d)
 	}
 	clear(t.touched) // hold no ended session
 	clear(t.produced)
+	clear(t.emptied)
 	t.touched, t.produced, t.emptied = t.touched[:0], t.produced[:0], t.emptied[:0]
+	t.journal = nil
 	t.part, t.partUsed = 0, 0
 }
 
@@ -330,32 +353,25 @@ func (t *sessions) flushSession(s *session, w storer, mem *arena, d *digest) {
 // flushJournal stores the first of the J records that hold produced, as far as its answers were not dropped
 // again, and returns the answers of the next.
 func (t *sessions) flushJournal(produced []producedResult, w storer, mem *arena, d *digest) (rest []producedResult) {
-	place := produced[0].place
-	n := slices.IndexFunc(produced, func(p producedResult) bool { return p.place != place })
+	j := produced[0].journal
+	n := slices.IndexFunc(produced, func(p producedResult) bool { return p.journal != j })
 	if n < 0 {
 		n = len(produced)
 	}
 	produced, rest = produced[:n], produced[n:]
-	j, ok := t.journal[place]
-	if !ok {
+	if j.live == 0 {
+		t.reuse(j)
 		return rest
 	}
-	size := journalHeaderBytes + 4
+	key := appendJournalKey(mem.alloc(journalKeyBytes), j.place)
+	b := appendJournalHeader(mem.alloc(journalHeaderBytes+j.bytes+4), j.live)
 	for _, p := range produced {
-		if k, ok := p.s.results[p.seq]; ok {
-			size += journalResultBytes + len(k.payload)
-		}
-	}
-	key := appendJournalKey(mem.alloc(journalKeyBytes), place)
-	b := appendJournalHeader(mem.alloc(size), j.live)
-	for _, p := range produced {
-		if k, ok := p.s.results[p.seq]; ok {
-			b = appendJournalResult(b, p.s.id, p.seq, &k)
+		if k := p.s.results.get(p.seq); k != nil {
+			b = appendJournalResult(b, p.s.id, p.seq, k)
 		}
 	}
 	b = appendSeal(b, 0, key)
 	j.stored, j.digest = true, sealedDigest(key, b)
-	t.journal[place] = j
 	d.add(j.digest)
 	w.set(key, b)
 	return rest
@@ -415,21 +431,25 @@ func (t *sessions) loadJournal(key, b []byte) error {
 	if !ok {
 		return fmt.Errorf("%w: key %x among the kept answers", ErrRecordDamaged, key)
 	}
+	j := &journalRecord{place: place, stored: true, digest: sealedDigest(key, b)}
+	twice := false
 	err := decodeJournal(key, b, func(id, seq uint64, k *keptResult) {
 		if s := t.byID[id]; s != nil && seq > s.floor {
-			k.place = place
-			t.put(s, seq, *k)
+			if twice = twice || s.results.get(seq) != nil; !twice {
+				k.journal = j
+				t.put(s, seq, k)
+			}
 		}
 	})
 	if err != nil {
 		return err
 	}
-	j, ok := t.journal[place]
-	if !ok {
+	if twice {
+		return fmt.Errorf("%w: an answer under key %x was kept before", ErrRecordDamaged, key)
+	}
+	if j.live == 0 {
 		return fmt.Errorf("%w: no answer under key %x is wanted, so it should have been deleted", ErrRecordDamaged, key)
 	}
-	j.stored, j.digest = true, sealedDigest(key, b)
-	t.journal[place] = j
 	return nil
 }
 
@@ -470,13 +490,12 @@ func decodeSession(key, b []byte) (*session, error) {
 		return nil, fmt.Errorf("%w: session %d of %d bytes; this build reads format %d", ErrRecordDamaged, id, len(b), sessionFormat)
 	}
 	return &session{
-		id:      id,
-		opened:  int64(binary.LittleEndian.Uint64(body[8:])),
-		last:    int64(binary.LittleEndian.Uint64(body[16:])),
-		floor:   binary.LittleEndian.Uint64(body[24:]),
-		results: make(map[uint64]keptResult),
-		stored:  true,
-		digest:  sealedDigest(key, b),
+		id:     id,
+		opened: int64(binary.LittleEndian.Uint64(body[8:])),
+		last:   int64(binary.LittleEndian.Uint64(body[16:])),
+		floor:  binary.LittleEndian.Uint64(body[24:]),
+		stored: true,
+		digest: sealedDigest(key, b),
 	}, nil
 }
 

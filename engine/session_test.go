@@ -109,7 +109,7 @@ func TestSession_FloorAndEnd_DropAnswersAndTheirJournal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(d.e.live.Load().applier.sessions.journal); n != journals {
+		if n := len(mustJournalsOf(t, d.e.live.Load().applier.sessions)); n != journals {
 			t.Fatalf("%d journal records stored, %d known", journals, n)
 		}
 		return journals
@@ -167,7 +167,7 @@ func TestSession_AnswersBeyondOneJournalRecord_AreSplitAndLoaded(t *testing.T) {
 		ops = append(ops, putOp("k", nil, nil).session(id, seq, 0))
 	}
 	first := d.apply(ops...)
-	if n := len(d.e.live.Load().applier.sessions.journal); n != 3 {
+	if n := len(mustJournalsOf(t, d.e.live.Load().applier.sessions)); n != 3 {
 		t.Fatalf("%d parts, want 3", n)
 	}
 	before := d.e.live.Load().applier.sessions

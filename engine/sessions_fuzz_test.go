@@ -288,28 +288,37 @@ func (m *tableMachine) verify() {
 	live := make(map[journalPlace]int)
 	for id, s := range t.byID {
 		want := m.model.sessions[id]
-		if want == nil || s.last != want.last || s.floor != want.floor || len(s.results) != len(want.results) {
+		if want == nil || s.last != want.last || s.floor != want.floor || s.results.len() != len(want.results) {
 			m.t.Fatalf("entry %d: session %d is %+v, the model has %+v", m.index, id, s, want)
 		}
-		for seq, k := range s.results {
+		all, err := s.results.all()
+		if err != nil {
+			m.t.Fatalf("entry %d: window of session %d: %v", m.index, id, err)
+		}
+		for seq, k := range all {
 			w, ok := want.results[seq]
 			if !ok || k.rev != w.Rev || k.status != w.Status || !bytes.Equal(k.payload, w.Payload) || seq <= s.floor || seq-s.floor > wire.SessionWindow {
 				m.t.Fatalf("entry %d: answer %d of session %d is %+v, the model has %+v", m.index, seq, id, k, w)
 			}
 			kept += k.bytes()
-			live[k.place]++
+			live[k.journal.place]++
 		}
 	}
 	if kept != t.bytes {
 		m.t.Fatalf("entry %d: %d bytes of answers are counted, %d are kept", m.index, t.bytes, kept)
 	}
-	if len(live) != len(t.journal) {
-		m.t.Fatalf("entry %d: %d journal records are wanted, %d are known", m.index, len(live), len(t.journal))
+	journals, err := journalsOf(t)
+	if err != nil {
+		m.t.Fatalf("entry %d: %v", m.index, err)
 	}
 	for place, n := range live {
-		if j := t.journal[place]; j.live != n || !j.stored {
-			m.t.Fatalf("entry %d: journal record %v is %+v, %d answers point to it", m.index, place, j, n)
+		stored, there := m.stored[string(appendJournalKey(nil, place))]
+		if j := journals[place]; j.live != n || !j.stored || !there || j.digest != sealedDigest(appendJournalKey(nil, place), stored) {
+			m.t.Fatalf("entry %d: journal record %v is %+v, %d answers point to it; stored %x", m.index, place, j, n, stored)
 		}
+	}
+	if t.journal != nil || len(t.touched)+len(t.produced)+len(t.emptied) > 0 {
+		m.t.Fatalf("entry %d: something is left of the entry: %+v", m.index, t)
 	}
 	linked := 0
 	for s := t.idle.next; s != &t.idle; s = s.next {
@@ -324,8 +333,8 @@ func (m *tableMachine) verify() {
 	for key, b := range m.stored {
 		sum.add(sealedDigest([]byte(key), b))
 	}
-	if sum != m.digest || len(m.stored) != len(t.byID)+len(t.journal) {
-		m.t.Fatalf("entry %d: digest %x over %d records; carried along %x, %d sessions and %d journal records", m.index, sum, len(m.stored), m.digest, len(t.byID), len(t.journal))
+	if sum != m.digest || len(m.stored) != len(t.byID)+len(live) {
+		m.t.Fatalf("entry %d: digest %x over %d records; carried along %x, %d sessions and %d journal records", m.index, sum, len(m.stored), m.digest, len(t.byID), len(live))
 	}
 }
 

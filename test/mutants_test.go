@@ -45,7 +45,7 @@ func mutants() []mutant {
 		},
 		{
 			name: "lost-dedup", what: "a write that is sent again by its session is executed again", inBuild: true,
-			changes: textual(change{"engine/session.go", "	if k, ok := s.results[seq]; ok {\n		return s, wire.Result", "	if k, ok := s.results[seq]; ok && k.rev == 0 {\n		return s, wire.Result"}),
+			changes: textual(change{"engine/session.go", "	if k := s.results.get(seq); k != nil {\n		return s, wire.Result", "	if k := s.results.get(seq); k != nil && k.rev == 0 {\n		return s, wire.Result"}),
 			scene:   "Processes",
 		},
 		{
