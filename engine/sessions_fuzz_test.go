@@ -348,7 +348,7 @@ func (m *tableMachine) restart(byte) {
 		if key[0] == familySession {
 			s, err := decodeSession([]byte(key), m.stored[key])
 			if err != nil {
-				m.t.Fatal(err)
+				m.t.Fatalf("entry %d: %v", m.index, err)
 			}
 			t.byID[s.id] = s
 		}
@@ -357,7 +357,7 @@ func (m *tableMachine) restart(byte) {
 	for _, key := range keys {
 		if key[0] == familyJournal {
 			if err := t.loadJournal([]byte(key), m.stored[key]); err != nil {
-				m.t.Fatal(err)
+				m.t.Fatalf("entry %d: %v", m.index, err)
 			}
 		}
 	}

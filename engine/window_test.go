@@ -283,5 +283,6 @@ func mustJournalsOf(t testing.TB, s *sessions) map[journalPlace]journalRecord {
 
 // equalKept compares two answers, and where they are stored.
 func equalKept(a, b keptResult) bool {
-	return a.journal.place == b.journal.place && a.rev == b.rev && a.status == b.status && a.truncated == b.truncated && bytes.Equal(a.payload, b.payload)
+	return a.journal.place == b.journal.place && a.rev == b.rev && a.status == b.status && a.truncated == b.truncated &&
+		bytes.Equal(a.payload, b.payload)
 }
