@@ -19,7 +19,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # -buildvcs=false: Go's own stamp fails the build where git refuses to read the repository.
 BUILD_FLAGS := -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: build build-failpoints proto run test cluster bench bench-peers bench-stages profile pgo worst crashes test-faults check race fuzz bench-compare fmt clean help
+.PHONY: build build-failpoints proto run test cluster bench bench-peers bench-stages bench-latency profile pgo worst crashes test-faults check race fuzz bench-compare fmt clean help
 
 build: ## build bin/kvstore, bin/kvctl and bin/kvbench
 	@mkdir -p bin
@@ -50,6 +50,9 @@ bench-peers: build ## beside etcd and Redis, by turns: the tables of docs/perfor
 
 bench-stages: build ## where the time of one put and one get goes, by stage: latency and CPU; the tables of docs/performance.md
 	@perf/stages.sh
+
+bench-latency: build ## whether latencies hold their targets at half of the highest rate; the table of docs/performance.md
+	@perf/latency.sh
 
 profile: build ## profiles and flame graphs of three nodes under WORKLOAD (put, get, mixed, lone-put, lone-get, txn)
 	@WORKLOAD='$(WORKLOAD)' perf/profile.sh

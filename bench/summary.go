@@ -17,6 +17,7 @@ type Results struct {
 	Reads     []*ReadsReport
 	Growths   []*GrowthReport
 	Stages    []*StagesReport
+	Latencies []*LatencyReport
 }
 
 // ClusterTargets are what three nodes are built for, on a machine of two cores that also carries the load
@@ -266,6 +267,12 @@ func (r *Results) WriteTable(w io.Writer) error {
 	}
 	for _, s := range r.Stages {
 		if err := s.WriteTable(&b); err != nil {
+			return err
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, l := range r.Latencies {
+		if err := l.WriteTable(&b); err != nil {
 			return err
 		}
 		fmt.Fprintln(&b)

@@ -113,7 +113,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "form of the report: table or json")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.followerCmd(), a.failoverCmd(), a.overloadCmd(), a.costCmd(), a.readsCmd(), a.growthCmd(), a.stagesCmd(), a.echoCmd(), a.reportCmd(), a.historyCmd(), a.versionCmd())
+	root.AddCommand(a.runCmd(), a.quickCmd(), a.floorCmd(), a.followerCmd(), a.failoverCmd(), a.overloadCmd(), a.costCmd(), a.readsCmd(), a.growthCmd(), a.stagesCmd(), a.latencyCmd(), a.echoCmd(), a.reportCmd(), a.historyCmd(), a.versionCmd())
 	return root
 }
 

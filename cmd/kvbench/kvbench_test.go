@@ -140,7 +140,7 @@ func TestUsage_WrongCommandLines_ExitTwo(t *testing.T) {
 		{"run", "--endpoints", "127.0.0.1"}, {"run", "--endpoints", "127.0.0.1:1,,127.0.0.1:2"}, {"run", "--server-pid", "x"}, {"failover"}, {"failover", "--kill", "true", "--kills", "0"},
 		{"failover", "--kill", "true", "--settle", "2m"}, {"failover", "--kill", "true", "--server-pid", "1"}, {followerCommand, "extra"},
 		{"run", "--protocol", "smoke"}, {"run", "--protocol", "grpc", "--workload", "txn"}, {"run", "--protocol", "rest", "--pipeline", "2"}, {"run", "--protocol", "rest", "--conns", "2"},
-		{"cost"}, {"growth"}, {"stages"}, {"growth", "--small", "nowhere"}, {"cost", "--grpc", "nowhere"}, {"cost", "--grpc", "127.0.0.1:1", "--conns", "0"}, {"reads"}, {"reads", "--lone", "127.0.0.1:1"}, {"reads", "--endpoints", "127.0.0.1:1,127.0.0.1:2"},
+		{"cost"}, {"growth"}, {"stages"}, {"latency", "extra"}, {"latency", "--conns", "0"}, {"growth", "--small", "nowhere"}, {"cost", "--grpc", "nowhere"}, {"cost", "--grpc", "127.0.0.1:1", "--conns", "0"}, {"reads"}, {"reads", "--lone", "127.0.0.1:1"}, {"reads", "--endpoints", "127.0.0.1:1,127.0.0.1:2"},
 		{"reads", "--lone", "127.0.0.1", "--endpoints", "127.0.0.1:1,127.0.0.1:2"}, {"echo", "--protocol", "native"}, {"echo", "extra"},
 	} {
 		code, out, errs := cli(t, args...)

@@ -20,7 +20,7 @@ const reportLineMax = 16 << 20
 func (a *app) reportCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "report FILE…", Short: "Show reports of -o json as tables", Args: cobra.MinimumNArgs(1),
-		Long: `Show the lines that run, floor, failover, cost, reads, growth and stages wrote with -o json: the floor, the runs of each system, door and size
+		Long: `Show the lines that run, floor, failover, cost, reads, growth, stages and latency wrote with -o json: the floor, the runs of each system, door and size
 in a table of their own, fail-overs, ratios between them, what the doors, shared reads and many records cost, and where three nodes
 were measured, which targets they met.`,
 		Example: `  kvbench report perf/out/*.jsonl`,
@@ -78,7 +78,7 @@ func readReportFiles(names []string) (*bench.Results, error) {
 }
 
 // readReports sorts lines by what they are: a floor has tests, a run has operations, a fail-over has kills.
-// Costs, reads, growth and stages have what they are called.
+// Costs, reads, growth, stages and latencies have what they are called.
 func readReports(r io.Reader, all *bench.Results) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, reportLineMax)
@@ -91,6 +91,7 @@ func readReports(r io.Reader, all *bench.Results) error {
 			Reads      json.RawMessage `json:"reads"`
 			Growth     json.RawMessage `json:"growth"`
 			Stages     json.RawMessage `json:"stages"`
+			Latencies  json.RawMessage `json:"latencies"`
 		}
 		err := json.Unmarshal(sc.Bytes(), &kind)
 		switch {
@@ -123,8 +124,12 @@ func readReports(r io.Reader, all *bench.Results) error {
 			rep := new(bench.StagesReport)
 			err = json.Unmarshal(sc.Bytes(), rep)
 			all.Stages = append(all.Stages, rep)
+		case kind.Latencies != nil:
+			rep := new(bench.LatencyReport)
+			err = json.Unmarshal(sc.Bytes(), rep)
+			all.Latencies = append(all.Latencies, rep)
 		default:
-			err = errors.New("none of run, floor, fail-over, costs, reads, growth and stages")
+			err = errors.New("none of run, floor, fail-over, costs, reads, growth, stages and latencies")
 		}
 		if err != nil {
 			return fmt.Errorf("line %d: %w", n, err)

@@ -13,7 +13,7 @@ import (
 func FuzzReadReports(f *testing.F) {
 	for _, s := range []string{
 		`{"operations":{"get":{"ops":1,"p50_us":7}},"ops":1}`, `{"operations":{"get":null}}`, `{"tests":[{}]}`, `{"tests":[null]}`, `{"kills":[{}]}`, `{"kills":[null]}`,
-		`{"costs":[{}]}`, `{"costs":[null]}`, `{"reads":[{}]}`, `{"growth":[{}]}`, `{"stages":[{}]}`, `{"stages":[{"latency":[{}],"cpu":[{}]}]}`, `{"growth":null,"keys":-1}`, `{"reads":[{"ratio":-1}],"rounds":-1}`,
+		`{"costs":[{}]}`, `{"costs":[null]}`, `{"reads":[{}]}`, `{"growth":[{}]}`, `{"stages":[{}]}`, `{"stages":[{"latency":[{}],"cpu":[{}]}]}`, `{"latencies":[{}]}`, `{"latencies":[null],"latency_us":null}`, `{"growth":null,"keys":-1}`, `{"reads":[{"ratio":-1}],"rounds":-1}`,
 		`{"operations":{},"system":"x","value_bytes":-1,"assertions":[{}]}`, "{}", "null", "[]", "", "{\"tests\":[]}\n{",
 	} {
 		f.Add([]byte(s))
