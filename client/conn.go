@@ -404,6 +404,12 @@ func (c *conn) enqueue(cl *call) bool {
 		c.buf = append(c.buf, cl.head[cl.skip:]...)
 		c.place(cl, cl.value)
 	}
+	c.dispatch(cl)
+	return true
+}
+
+// dispatch has written what was appended for cl, unless somebody is writing already. REQUIRES: mu held; it is given up.
+func (c *conn) dispatch(cl *call) {
 	// One goroutine that pipelines would write each of its frames alone: the writer goroutine does it
 	// instead, and takes what was appended meanwhile.
 	pipelined := cl.onDone != nil
@@ -417,28 +423,17 @@ func (c *conn) enqueue(cl *call) bool {
 	case lead:
 		c.flush(gather)
 	}
-	return true
 }
 
 // enqueueSmall does prepare, admit, seal and enqueue under one lock, for a call that is small and need not wait. It reports whether
 // it has taken the call; if not, nothing has happened to it.
 func (c *conn) enqueueSmall(cl *call, now time.Duration) bool {
-	pipelined := cl.onDone != nil
 	c.mu.Lock()
 	if !c.takeSmall(cl, now) {
 		c.mu.Unlock()
 		return false
 	}
-	start := c.share(cl)
-	lead, gather := c.lead()
-	c.mu.Unlock()
-	c.watch(start)
-	switch {
-	case lead && pipelined:
-		c.wake <- struct{}{}
-	case lead:
-		c.flush(gather)
-	}
+	c.dispatch(cl)
 	return true
 }
 

@@ -194,3 +194,15 @@ func (a *app) show(r report) error {
 	}
 	return r.WriteTable(a.out)
 }
+
+// intoPage puts a report's table between two lines of a page; an empty name is no page.
+func intoPage(page, begin, end string, r report) error {
+	if page == "" {
+		return nil
+	}
+	var b strings.Builder
+	if err := r.WriteTable(&b); err != nil {
+		return err
+	}
+	return bench.ReplaceInPage(page, begin, end, b.String())
+}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,14 +58,8 @@ func (a *app) runLatency(ctx context.Context, o bench.LatencyOptions, s servers,
 		return err
 	}
 	rep.Machine, rep.Commit, rep.Nodes = bench.ReadMachine(s.dataDir), commit, s.nodes
-	if into != "" {
-		var b strings.Builder
-		if err := rep.WriteTable(&b); err != nil {
-			return err
-		}
-		if err := bench.ReplaceInPage(into, latencyBegin, latencyEnd, b.String()); err != nil {
-			return err
-		}
+	if err := intoPage(into, latencyBegin, latencyEnd, rep); err != nil {
+		return err
 	}
 	return a.show(rep)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,14 +58,8 @@ func (a *app) runStages(ctx context.Context, o bench.StagesOptions, s servers, i
 		return err
 	}
 	rep.Machine, rep.Commit = bench.ReadMachine(s.dataDir), commit
-	if into != "" {
-		var b strings.Builder
-		if err := rep.WriteTable(&b); err != nil {
-			return err
-		}
-		if err := bench.ReplaceInPage(into, stagesBegin, stagesEnd, b.String()); err != nil {
-			return err
-		}
+	if err := intoPage(into, stagesBegin, stagesEnd, rep); err != nil {
+		return err
 	}
 	return a.show(rep)
 }
