@@ -62,8 +62,8 @@ type placedRef struct {
 // conn is one connection: a buffer that callers append frames to, and a table of unanswered requests.
 //
 // Two goroutines belong to it: read, which ends with the connection and then settles every call, and
-// write, which ends after read. A third may watch a context that many calls share, see shared. The right to write to the socket (flushing) passes between callers and
-// write; it is held by one at a time.
+// write, which ends after read. A third may watch a context that many calls share, see shared. The right to write
+// to the socket (flushing) passes between callers and write; it is held by one at a time.
 type conn struct {
 	// Immutable after the handshake.
 	client           *Client
@@ -426,7 +426,7 @@ func (c *conn) dispatch(cl *call) {
 }
 
 // enqueueSmall does prepare, admit, seal and enqueue under one lock, for a call that is small and need not wait. It reports whether
-// it has taken the call; if not, nothing has happened to it.
+// it has taken the call; if not, the call goes the long way, from prepare on.
 func (c *conn) enqueueSmall(cl *call, now time.Duration) bool {
 	c.mu.Lock()
 	if !c.takeSmall(cl, now) {
@@ -443,10 +443,8 @@ func (c *conn) takeSmall(cl *call, now time.Duration) bool {
 	if size > min(smallBytesMax, int(c.ack.MaxFrame)) || cl.stream != nil || c.err != nil || c.goingAway || c.waiters.head != nil {
 		return false
 	}
-	credit, bodyBytes, inline := cl.credit, cl.bodyBytes, cl.inline
-	cl.credit, cl.bodyBytes, cl.inline = size, size, wire.HeaderBytes+size
+	cl.credit, cl.bodyBytes, cl.inline = size, size, wire.HeaderBytes+size // as prepare, which computes them anew
 	if !c.fits(cl) {
-		cl.credit, cl.bodyBytes, cl.inline = credit, bodyBytes, inline
 		return false
 	}
 	cl.packed, cl.packedTried, cl.ref = nil, false, nil

@@ -15,11 +15,10 @@ const (
 	aheadBytesMax = 256 << 10
 )
 
-// warmPlaces is how many places are warmed up together: more than a processor has under way at once, and so few that a step
-// finds what the one before it has brought.
-const warmPlaces = 64
-
 const (
+	// warmPlaces is how many places are warmed up together: more than a processor has under way at once, and so few that a step
+	// finds what the one before it has brought.
+	warmPlaces = 64
 	// warmBytesMax bounds what is read ahead of a version. The processor sees by itself where a longer copy goes on.
 	warmBytesMax = 1 << 10
 	// cacheLineBytes is what the processor reads at once.
